@@ -1,0 +1,252 @@
+/**
+ * One disk of a secondary: the image and the layers of memory over it (docs/replication.md, "The model").
+ *
+ *     pending   the primary's writes since the last checkpoint; nobody reads them
+ *     local     the secondary guest's own writes since the last checkpoint (COLO)
+ *     sealed    committed epochs, oldest first, on their way into the image
+ *     image     the device below
+ *
+ * Invariants:
+ *  - A read sees local over sealed (newest first) over image, each sector for itself, and never pending.
+ *  - Until activate() only the flusher writes to the image.
+ *  - seal(), activate() and discardPending() take effect at once, for every request that comes after: no request is
+ *    ever refused or held up because of them, and none takes time in proportion to the data held.
+ *  - After activate() a write is in the image, and out of every layer, when it completes. It holds the range lock
+ *    from before the image is written until the layers have forgotten the range, and the flusher holds the same lock
+ *    while it takes a range from a layer and writes it: so no older epoch overwrites a newer write.
+ *  - All offsets and lengths are multiples of a sector, except that a range may end at the end of an odd-sized disk.
+ */
+
+import { assert } from '../core/assert.ts'
+import { NO_HOLE, type BlockDevice, type RequestFlags } from '../core/block-device.ts'
+import type { Timers } from '../core/clock.ts'
+import { Fault } from '../core/fault.ts'
+import { ensure, then, type MaybePromise } from '../core/maybe-promise.ts'
+import { RangeLock } from '../core/range-lock.ts'
+import { Epoch } from './epoch.ts'
+import { Flusher } from './flusher.ts'
+import { readThrough } from './overlay.ts'
+import type { PageMemory } from './page-memory.ts'
+
+export interface DiskLayersOptions {
+  /** Serves every range that is aligned to a sector. Not closed by close(). */
+  readonly image: BlockDevice
+  /** May be shared by the disks of a group, or of a process. */
+  readonly memory: PageMemory
+  readonly timers: Timers
+  /** The epoch sealed under this number, and all before it, are in the image and durable. In order, once each. */
+  readonly onFlushed: (checkpoint: number) => void
+  /** The image refused a write or flush of an epoch. Nothing is lost: it is tried again until it works. */
+  readonly onError: (fault: Fault) => void
+  /** Writes of epochs to the image in flight at a time. */
+  readonly inFlight?: number
+}
+
+/** What the guest reads from, in terms of who may be writing to the image. */
+type Role = 'following' | 'active' | 'closed'
+
+export class DiskLayers {
+  readonly #image: BlockDevice
+  readonly #memory: PageMemory
+  readonly #size: number
+  readonly #lock = new RangeLock()
+  readonly #flusher: Flusher
+  readonly #onFlushed: (checkpoint: number) => void
+  #role: Role = 'following'
+  #pending: Epoch
+  #local: Epoch
+  /** Sealed epochs, oldest first. */
+  #sealed: Epoch[] = []
+  /** What a read looks through, oldest first: sealed, then local. Replaced, never changed. */
+  #readable: readonly Epoch[] = []
+  /** A flush of the image that failed behind the active guest's back: its next flush has to hear of it. */
+  #unreported: Fault | undefined
+
+  constructor(options: DiskLayersOptions) {
+    this.#image = options.image
+    this.#memory = options.memory
+    this.#size = options.image.geometry.size
+    this.#onFlushed = options.onFlushed
+    this.#flusher = new Flusher(options.image, this.#lock, {
+      memory: options.memory,
+      timers: options.timers,
+      maxWrite: options.image.geometry.block.max,
+      inFlight: options.inFlight ?? 2,
+      onError: options.onError,
+      onFlushFailed: (fault) => {
+        if (this.#role === 'active') this.#unreported = fault
+      },
+    })
+    this.#pending = this.#newEpoch()
+    this.#local = this.#newEpoch()
+    this.#showLayers()
+  }
+
+  /** Bytes of data held in all layers, whole sectors; runs of zeroes hold none. */
+  get bytesHeld(): number {
+    return this.#pending.bytes + this.#local.bytes + this.unflushedBytes
+  }
+
+  /** Bytes of data in the epoch that is being received. */
+  get pendingBytes(): number {
+    return this.#pending.bytes
+  }
+
+  /** Bytes of data of sealed epochs that are not known to be durable in the image. */
+  get unflushedBytes(): number {
+    let sum = 0
+    for (const epoch of this.#sealed) sum += epoch.bytes
+    return sum
+  }
+
+  /** A write of the primary. @throws Fault NO_MEMORY leaving all as it was; ask memory.canHold() before. */
+  receiveWrite(from: Buffer, at: number): void {
+    this.#expect('following')
+    this.#pending.write(from, at)
+  }
+
+  /** Zeroes of the primary; `punch`: the space may be given up. @throws Fault NO_MEMORY as receiveWrite. */
+  receiveZero(at: number, length: number, punch: boolean): void {
+    this.#expect('following')
+    this.#pending.zero(at, length, punch)
+  }
+
+  /** A checkpoint: the secondary guest's own writes are forgotten and the received epoch becomes the disk. */
+  seal(checkpoint: number): void {
+    this.#expect('following')
+    this.#local.release()
+    this.#local = this.#newEpoch()
+    this.#commit(this.#pending, checkpoint)
+    this.#pending = this.#newEpoch()
+  }
+
+  /** Forgets what was received since the last checkpoint. */
+  discardPending(): void {
+    this.#expect('following')
+    this.#pending.release()
+    this.#pending = this.#newEpoch()
+  }
+
+  /**
+   * Failover: the last checkpoint with the secondary guest's own writes is the disk from now on, and writes go
+   * through to the image. Does nothing when already active.
+   */
+  activate(): void {
+    if (this.#role === 'active') return
+    this.#expect('following')
+    this.#role = 'active'
+    this.#pending.release()
+    this.#pending = this.#newEpoch()
+    this.#commit(this.#local, undefined)
+    this.#local = this.#newEpoch()
+    this.#showLayers()
+  }
+
+  /** Fills `into` from what the secondary's guest, or after activate() any guest, sees at `at`. */
+  read(into: Buffer, at: number): MaybePromise<void> {
+    this.#expectOpen()
+    return readThrough(this.#image, this.#readable, into, at)
+  }
+
+  /** A write of the guest here. Before activate() it lives in memory only. @throws Fault NO_MEMORY then. */
+  localWrite(from: Buffer, at: number, flags: RequestFlags = 0): MaybePromise<void> {
+    this.#expectOpen()
+    if (this.#role === 'following') return this.#local.write(from, at)
+    return this.#through(at, from.length, () => this.#image.write(from, at, flags))
+  }
+
+  /** Zeroes of the guest here; they keep their space when `flags` has NO_HOLE. */
+  localZero(at: number, length: number, flags: RequestFlags = 0): MaybePromise<void> {
+    this.#expectOpen()
+    if (this.#role === 'following') return this.#local.zero(at, length, (flags & NO_HOLE) === 0)
+    return this.#through(at, length, () => this.#image.zero(at, length, flags))
+  }
+
+  /** A trim of the guest here; before activate() the range reads as zeroes then. */
+  localTrim(at: number, length: number, flags: RequestFlags = 0): MaybePromise<void> {
+    this.#expectOpen()
+    if (this.#role === 'following') return this.#local.zero(at, length, true)
+    return this.#through(at, length, () => this.#image.trim(at, length, flags))
+  }
+
+  /**
+   * A flush of the guest here. Its writes are to be forgotten at the next checkpoint until activate(), so there is
+   * nothing to make durable; after that it resolves when every layer and every completed write is durable in the image.
+   * @throws Fault when the image cannot make them durable, SHUTDOWN when close() comes first
+   */
+  flush(): MaybePromise<void> {
+    this.#expectOpen()
+    if (this.#role === 'following') return
+    if (this.#sealed.length === 0) return this.#flushImage()
+    return this.#flusher.idle().then(() => this.#flushImage())
+  }
+
+  /** Resolves when no epoch waits for the image. @throws Fault SHUTDOWN when close() comes first */
+  idle(): Promise<void> {
+    return this.#flusher.idle()
+  }
+
+  /** Stops flushing, waits for what is in flight, and gives all memory back; what is not in the image is forgotten. */
+  async close(): Promise<void> {
+    if (this.#role === 'closed') return this.#flusher.close()
+    this.#role = 'closed'
+    await this.#flusher.close()
+    for (const epoch of [this.#pending, this.#local, ...this.#sealed]) epoch.release()
+    this.#sealed = []
+    this.#readable = []
+  }
+
+  /** Makes `epoch` the newest sealed one. */
+  #commit(epoch: Epoch, checkpoint: number | undefined): void {
+    this.#sealed.push(epoch)
+    this.#showLayers()
+    this.#flusher.add(epoch, () => {
+      const oldest = this.#sealed.shift()
+      assert(oldest === epoch, 'epochs reach the image in the order of their checkpoints')
+      this.#showLayers()
+      epoch.release()
+      if (checkpoint !== undefined) this.#onFlushed(checkpoint)
+    })
+  }
+
+  #flushImage(): MaybePromise<void> {
+    const fault = this.#unreported
+    this.#unreported = undefined
+    if (fault !== undefined) throw fault
+    return this.#image.flush()
+  }
+
+  /** Performs `change` on the image, in turn with the flusher, and has the layers forget the range. */
+  #through(at: number, length: number, change: () => MaybePromise<void>): MaybePromise<void> {
+    // Once the layers are gone they never come back: there is nobody to take turns with.
+    if (this.#sealed.length === 0) return change()
+    const locked = this.#lock.acquire(at, length)
+    return then(locked, (ticket) =>
+      ensure(
+        () => then(change(), () => this.#forget(at, length)),
+        () => this.#lock.release(ticket),
+      ),
+    )
+  }
+
+  #forget(at: number, length: number): void {
+    for (const epoch of this.#sealed) epoch.clear(at, length)
+  }
+
+  #showLayers(): void {
+    this.#readable = this.#role === 'following' ? [...this.#sealed, this.#local] : [...this.#sealed]
+  }
+
+  #newEpoch(): Epoch {
+    return new Epoch(this.#memory, this.#size)
+  }
+
+  /** Replication messages come only while they make sense: the shell sees to that. */
+  #expect(role: Role): void {
+    assert(this.#role === role, `a disk that is ${this.#role} takes no replicated writes`)
+  }
+
+  #expectOpen(): void {
+    if (this.#role === 'closed') throw new Fault('SHUTDOWN', 'this disk is closed')
+  }
+}
