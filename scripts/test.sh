@@ -1,0 +1,15 @@
+#!/bin/bash
+# The whole test suite: unit, property and simulation tests, and the tests of real processes against real clients.
+# Arguments go to tap: options, or the files to run instead of all.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/install-test-tools.sh
+npm run --silent build
+
+# Files named on the command line replace the default; .taprc leaves the process tests out, a glob given here does not.
+files=('test/**/*.test.ts')
+for argument in "$@"; do
+  [[ $argument == -* ]] || files=()
+done
+exec npx tap "${files[@]}" "$@"

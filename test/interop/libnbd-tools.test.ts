@@ -1,0 +1,122 @@
+import t from 'tap'
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { mustRun } from '../support/child.ts'
+import { serveColotap } from '../support/colotap.ts'
+import { createEmptyImage, createSparseImage, difference } from '../support/images.ts'
+import { imageDifference } from '../support/images.ts'
+import { tempDirectory, type Scope } from '../support/scope.ts'
+import { BACKENDS, CLEAN_EXIT, serveDisk } from '../support/served-disk.ts'
+
+/** Odd on purpose: no size is rounded. */
+const SIZE = 24 * 1024 * 1024 + 777
+
+interface ExportInfo {
+  readonly 'export-name': string
+  readonly 'export-size': number
+}
+
+async function nbdinfo(scope: Scope, ...args: string[]): Promise<unknown> {
+  return JSON.parse(await mustRun(scope, 'nbdinfo', ['--json', ...args]))
+}
+
+for (const backend of BACKENDS) {
+  void t.test(`nbdinfo sees the size and the abilities of ${backend}`, async (t) => {
+    const { server, uri } = await serveDisk(t, backend, SIZE)
+    t.match(await nbdinfo(t, uri), {
+      protocol: 'newstyle-fixed',
+      TLS: false,
+      structured: true,
+      exports: [
+        {
+          'export-name': 'disk',
+          'export-size': SIZE,
+          contexts: ['base:allocation'],
+          is_read_only: false,
+          can_flush: true,
+          can_fua: true,
+          can_trim: true,
+          can_zero: true,
+          can_df: true,
+          can_multi_conn: true,
+        },
+      ],
+    })
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
+
+  void t.test(`nbdcopy copies in and out of ${backend} over several connections`, async (t) => {
+    const { server, uri, directory, image } = await serveDisk(t, backend, SIZE)
+    const source = path.join(directory, 'source.raw')
+    const back = path.join(directory, 'back.raw')
+    const content = await createSparseImage(source, SIZE)
+    await mustRun(t, 'nbdcopy', ['--connections=4', '--requests=32', '--flush', source, uri])
+    await mustRun(t, 'nbdcopy', ['--connections=4', '--requests=32', uri, back])
+    t.equal(difference(await readFile(back), content), undefined)
+    t.same(await server.stop(), CLEAN_EXIT)
+    if (image !== undefined) t.equal(await imageDifference(image, content), undefined)
+  })
+
+  void t.test(`nbdcopy --destination-is-zero and --allocated agree on ${backend}`, async (t) => {
+    const { server, uri, directory } = await serveDisk(t, backend, SIZE)
+    const source = path.join(directory, 'source.raw')
+    const back = path.join(directory, 'back.raw')
+    const content = await createSparseImage(source, SIZE, 2)
+    await mustRun(t, 'nbdcopy', ['--destination-is-zero', source, uri])
+    await mustRun(t, 'nbdcopy', ['--allocated', '--synchronous', uri, back])
+    t.equal(difference(await readFile(back), content), undefined)
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
+}
+
+void t.test('nbdinfo lists every export with its own size', async (t) => {
+  const directory = await tempDirectory(t)
+  const image = path.join(directory, 'system.img')
+  await createEmptyImage(image, 1024 * 1024)
+  const server = await serveColotap(t, {
+    directory,
+    exports: { system: `aio:${image}`, 'data disk': 'ram:2M', größe: 'ram:513' },
+  })
+  const { exports } = (await nbdinfo(t, '--list', server.uri(''))) as { exports: ExportInfo[] }
+  t.same(Object.fromEntries(exports.map((info) => [info['export-name'], info['export-size']])), {
+    system: 1024 * 1024,
+    'data disk': 2 * 1024 * 1024,
+    größe: 513,
+  })
+  t.same(await server.stop(), CLEAN_EXIT)
+})
+
+void t.test('nbdinfo is refused an export that does not exist', async (t) => {
+  const { server } = await serveDisk(t, 'ram', SIZE)
+  await t.rejects(
+    mustRun(t, 'nbdinfo', [server.uri('nothing')]),
+    /nothing|does not exist|not found/i,
+  )
+  t.match(await nbdinfo(t, server.uri('disk')), { exports: [{ 'export-size': SIZE }] })
+  t.same(await server.stop(), CLEAN_EXIT)
+})
+
+void t.test('a read-only server tells nbdinfo so, and refuses nbdcopy', async (t) => {
+  const { server, uri, directory, image } = await serveDisk(t, 'aio', SIZE, ['--read-only'])
+  const source = path.join(directory, 'source.raw')
+  await createSparseImage(source, SIZE)
+  t.match(await nbdinfo(t, uri), { exports: [{ is_read_only: true }] })
+  await t.rejects(mustRun(t, 'nbdcopy', [source, uri]), /read.?only|permitted/i)
+  t.same(await server.stop(), CLEAN_EXIT)
+  t.equal(await imageDifference(image ?? '', Buffer.alloc(SIZE)), undefined)
+})
+
+void t.test('nbdinfo --map shows written, zeroed and untouched ranges', async (t) => {
+  const { server, uri } = await serveDisk(t, 'aio', 4 * 1024 * 1024)
+  await mustRun(t, 'qemu-io', ['-f', 'raw', '-c', 'write -P 1 1M 1M', '-c', 'flush', uri])
+  const map = (await nbdinfo(t, '--map', uri)) as { offset: number; length: number; type: number }[]
+  t.match(
+    map.map(({ offset, length, type }) => [offset, length, type]),
+    [
+      [0, 1048576, 3],
+      [1048576, 1048576, 0],
+      [2097152, 2097152, 3],
+    ],
+  )
+  t.same(await server.stop(), CLEAN_EXIT)
+})
