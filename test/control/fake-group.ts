@@ -1,0 +1,88 @@
+/** A replication group that does what a test tells it, and remembers what was asked of it. */
+
+import type { ControlContext } from '../../control/commands.ts'
+import { Fault } from '../../core/fault.ts'
+import type {
+  CheckpointResult,
+  GroupRole,
+  GroupStatus,
+  ReplicationGroup,
+} from '../../replication/group.ts'
+
+export class FakeGroup implements ReplicationGroup {
+  readonly name: string
+  readonly calls: string[] = []
+  state: GroupStatus
+  /** What the next checkpoints give; replaced by tests. */
+  onCheckpoint: () => Promise<CheckpointResult> = () => this.commit()
+  promotion: Fault | undefined
+
+  constructor(name: string, state: Partial<GroupStatus> = {}) {
+    this.name = name
+    this.state = {
+      group: name,
+      mode: 'colo',
+      role: 'primary',
+      protection: 'protected',
+      reason: null,
+      checkpoint: 0,
+      term: 1,
+      durable: true,
+      peer: '127.0.0.1:9000',
+      disks: [{ name: 'disk0', size: 1 << 30, dirtyBytes: 4096 }],
+      ramdiskBytes: 0,
+      error: null,
+      ...state,
+    }
+  }
+
+  status(): GroupStatus {
+    return this.state
+  }
+
+  checkpoint(timeoutMs: number | undefined): Promise<CheckpointResult> {
+    this.calls.push(`checkpoint ${timeoutMs ?? 'without limit'}`)
+    return this.onCheckpoint()
+  }
+
+  promote(force: boolean): Promise<GroupStatus> {
+    this.calls.push(`promote ${force ? 'by force' : 'gently'}`)
+    if (this.promotion !== undefined) return Promise.reject(this.promotion)
+    this.become('active')
+    return Promise.resolve(this.state)
+  }
+
+  setReplicating(on: boolean): void {
+    this.calls.push(on ? 'start' : 'stop')
+  }
+
+  become(role: GroupRole): void {
+    this.state = { ...this.state, role, term: this.state.term + 1 }
+  }
+
+  commit(): Promise<CheckpointResult> {
+    this.state = { ...this.state, checkpoint: this.state.checkpoint + 1 }
+    return Promise.resolve({
+      checkpoint: this.state.checkpoint,
+      pauseUs: 900,
+      commitUs: 400,
+      bytes: 8192,
+    })
+  }
+}
+
+export function lost(): Fault {
+  return new Fault('LINK_LOST', 'the secondary is gone', { where: 'group vm1' })
+}
+
+/** A server of these groups, and one export; counts how often it was told to quit. */
+export function contextOf(...groups: FakeGroup[]): ControlContext & { quits: number } {
+  return {
+    quits: 0,
+    groups: () => groups,
+    exports: () => [{ name: 'disk0', size: 1 << 30, readOnly: false, connections: 2 }],
+    quit() {
+      this.quits += 1
+    },
+  }
+}
