@@ -1,0 +1,40 @@
+/** The layers `colo` and `remus`: they join the disk below to a replication group (replication/). */
+
+import { deviceBelow, type Driver } from './driver.ts'
+
+const KEYS = {
+  role: {
+    meaning: 'which side this is; auto: secondary if the address can be listened on',
+    values: 'primary|secondary|auto',
+  },
+  group: {
+    meaning: 'the disks with this name are replicated and checkpointed as one',
+    values: 'a name',
+  },
+  memory: {
+    meaning: 'the most that a secondary holds of epochs in memory',
+    values: 'a size such as 1G',
+  },
+  heartbeat: { meaning: 'milliseconds between signs of life', values: '10-60000' },
+  timeout: {
+    meaning: 'milliseconds of silence after which the peer counts as gone',
+    values: '100-600000',
+  },
+} as const
+
+/** Remus and COLO differ in what the secondary's guest may see, not in how a pipeline is written. */
+function replicaDriver(mode: 'colo' | 'remus'): Driver {
+  return {
+    name: mode,
+    kind: 'layer',
+    target: 'HOST:PORT, the peer on a primary, the address to listen on on a secondary',
+    keys: KEYS,
+    open: (stage, below, context) => context.attachReplica(stage, mode, deviceBelow(below)),
+  }
+}
+
+/** Continuous operation: the secondary's guest runs on the last checkpoint and its own writes. */
+export const colo = replicaDriver('colo')
+
+/** Standby: the secondary serves nothing until it is promoted. */
+export const remus = replicaDriver('remus')

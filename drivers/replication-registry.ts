@@ -1,0 +1,171 @@
+/**
+ * The replication groups of a server: made from the `colo` and `remus` stages of its pipelines, started together.
+ *
+ * Invariant: the disks of a group agree on everything but their names and images, or the second one is refused.
+ */
+
+import { randomUUID } from 'node:crypto'
+
+import { isLoopback, parseHostPort } from '../core/address.ts'
+import type { BlockDevice } from '../core/block-device.ts'
+import { Fault } from '../core/fault.ts'
+import type { Logger } from '../core/logger.ts'
+import { GiB, MiB, SECTOR, TiB } from '../core/units.ts'
+import type { GroupEnvironment } from '../replication/environment.ts'
+import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication/group.ts'
+import { tcpDial } from '../replication/link.ts'
+import { ReplicationListener } from '../replication/listener.ts'
+import { NODE_TIMERS } from '../replication/node-timers.ts'
+import { PrimaryGroup } from '../replication/primary-group.ts'
+import { SecondaryGroup } from '../replication/secondary-group.ts'
+import type { GroupSettings } from '../replication/settings.ts'
+import { choiceSetting, integerSetting, sizeSetting, type Stage } from './driver.ts'
+
+export interface RegistryOptions {
+  readonly logger: Logger
+  readonly onEvent: GroupEventSink
+  /** Allow a secondary to listen beyond loopback, though the link is not encrypted yet. */
+  readonly insecure: boolean
+}
+
+type Role = 'primary' | 'secondary' | 'auto'
+
+interface Member {
+  readonly settings: GroupSettings
+  readonly role: Role
+  readonly group: PrimaryGroup | SecondaryGroup
+}
+
+export class ReplicationRegistry {
+  readonly #options: RegistryOptions
+  readonly #environment: GroupEnvironment
+  readonly #members = new Map<string, Member>()
+  readonly #listeners = new Map<string, ReplicationListener>()
+
+  constructor(options: RegistryOptions) {
+    this.#options = options
+    const { logger, onEvent } = options
+    this.#environment = {
+      logger,
+      onEvent,
+      incarnation: randomUUID(),
+      timers: NODE_TIMERS,
+      nowMs: () => performance.now(),
+    }
+  }
+
+  get groups(): readonly ReplicationGroup[] {
+    return [...this.#members.values()].map(({ group }) => group)
+  }
+
+  /** Joins the disk `below` to the group that `stage` names. @throws Fault when it does not fit */
+  async attach(
+    stage: Stage,
+    mode: GroupMode,
+    exportName: string,
+    below: BlockDevice,
+  ): Promise<BlockDevice> {
+    checkDisk(below, exportName)
+    const settings = settingsOf(stage, mode)
+    const role = choiceSetting(stage, 'role', ['auto', 'primary', 'secondary'], 'auto')
+    let member = this.#members.get(settings.group)
+    if (member === undefined) {
+      member = { settings, role, group: await this.#newGroup(settings, role) }
+      this.#members.set(settings.group, member)
+    } else if (
+      role !== member.role ||
+      JSON.stringify(settings) !== JSON.stringify(member.settings)
+    ) {
+      const remedy = 'give all disks of a group the same address, driver and settings'
+      throw new Fault(
+        'INVALID',
+        `disk "${exportName}" disagrees with the other disks of group "${settings.group}"`,
+        { remedy },
+      )
+    }
+    return member.group.attach(exportName, below)
+  }
+
+  /** Begins to connect and to listen, once every disk is attached. */
+  async start(): Promise<void> {
+    for (const { group } of this.#members.values()) await group.start()
+    for (const listener of this.#listeners.values()) listener.start()
+  }
+
+  async close(): Promise<void> {
+    for (const listener of this.#listeners.values()) await listener.close()
+  }
+
+  async #newGroup(settings: GroupSettings, role: Role): Promise<PrimaryGroup | SecondaryGroup> {
+    const listener = role === 'primary' ? undefined : await this.#listener(settings, role)
+    if (listener === undefined)
+      return new PrimaryGroup(settings, this.#environment, tcpDial(settings.host, settings.port))
+    const group = new SecondaryGroup(settings, this.#environment)
+    listener.add(settings.group, group)
+    return group
+  }
+
+  /** @returns undefined when this side is a primary by blktap2's rule: the address is not to be had here */
+  async #listener(
+    { host, port }: GroupSettings,
+    role: Role,
+  ): Promise<ReplicationListener | undefined> {
+    const address = `${host}:${port}`
+    const existing = this.#listeners.get(address)
+    if (existing !== undefined) return existing
+    const listener = new ReplicationListener(host, port, this.#options.logger)
+    try {
+      await listener.listen()
+    } catch (error) {
+      if (role === 'auto') return undefined
+      throw error
+    }
+    if (!this.#options.insecure && !isLoopback(host)) {
+      await listener.close()
+      const remedy =
+        'listen on a loopback address behind a tunnel, or accept the risk with --insecure'
+      throw new Fault(
+        'NOT_PERMITTED',
+        'the replication link is neither authenticated nor encrypted yet',
+        { where: address, remedy },
+      )
+    }
+    this.#listeners.set(address, listener)
+    return listener
+  }
+}
+
+function checkDisk(below: BlockDevice, exportName: string): void {
+  const { size, readOnly } = below.geometry
+  if (size % SECTOR !== 0) {
+    const remedy = `make it a multiple of ${SECTOR}, for example: truncate -s ${Math.ceil(size / SECTOR) * SECTOR} IMAGE`
+    throw new Fault(
+      'INVALID',
+      `a replicated disk consists of whole sectors; this one has ${size} bytes`,
+      { where: exportName, remedy },
+    )
+  }
+  if (readOnly)
+    throw new Fault('INVALID', 'a replicated disk cannot be read-only', {
+      where: exportName,
+      remedy: 'leave out --read-only',
+    })
+}
+
+function settingsOf(stage: Stage, mode: GroupMode): GroupSettings {
+  const { host, port } = parseHostPort(stage.target)
+  const heartbeatMs = integerSetting(stage, 'heartbeat', { least: 10, most: 60_000 }, 500)
+  const timeoutMs = integerSetting(stage, 'timeout', { least: 100, most: 600_000 }, 5_000)
+  if (timeoutMs < 2 * heartbeatMs) {
+    throw new Fault(
+      'INVALID',
+      `timeout=${timeoutMs} is less than two heartbeats of ${heartbeatMs} ms`,
+      { where: stage.target, remedy: 'raise timeout= or lower heartbeat=' },
+    )
+  }
+  const memory = sizeSetting(stage, 'memory', { least: 8 * MiB, most: 1 * TiB }, 1 * GiB)
+  const group = stage.settings.get('group') ?? 'default'
+  if (group === '' || group.length > 255)
+    throw new Fault('INVALID', 'a group name has 1 to 255 characters', { where: stage.target })
+  return { group, mode, host, port, heartbeatMs, timeoutMs, memory }
+}

@@ -1,0 +1,53 @@
+/** What a replication group is given of the world: time, connections, a log. A simulation gives other ones. */
+
+import type { Timers } from '../core/clock.ts'
+import type { Logger } from '../core/logger.ts'
+import type { GroupEventSink } from './group.ts'
+import type { Frame } from './machine/frame.ts'
+
+/** One connection between a primary and a secondary: frames in order, both ways. */
+export interface Link {
+  readonly peer: string
+  readonly closed: boolean
+  send(frame: Frame): void
+  /** `handed` is called once: when the kernel has the bytes, or when the link is closed. Until then the payload is the link's. */
+  sendData(frame: Frame, handed: () => void): void
+  /** Stops and restarts the arrival of frames; a few that are here already may still come. */
+  pause(): void
+  resume(): void
+  /** Ends the connection after what was sent so far. No frame arrives any more. Idempotent. */
+  close(reason: string): void
+}
+
+export interface LinkHandlers {
+  /** A frame arrived; its payload is valid during the call only. @throws Fault to end the link */
+  frame(frame: Frame): void
+  /** Called once; nothing after it. */
+  closed(reason: string): void
+}
+
+/** Makes one attempt to connect; exactly one of the two is called. @returns gives the attempt up */
+export type Dial = (
+  connected: (open: (handlers: LinkHandlers) => Link) => void,
+  failed: (reason: string) => void,
+) => () => void
+
+export interface GroupEnvironment {
+  readonly logger: Logger
+  readonly onEvent: GroupEventSink
+  /** Unique to this process: what it holds in memory dies with it. */
+  readonly incarnation: string
+  readonly timers: Timers
+  /** Milliseconds on a clock that never goes back. */
+  nowMs(): number
+}
+
+/** Calls `run` every `ms` milliseconds until the result is called. */
+export function every(timers: Timers, ms: number, run: () => void): () => void {
+  let cancel = timers.after(ms, again)
+  function again(): void {
+    cancel = timers.after(ms, again)
+    run()
+  }
+  return () => cancel()
+}

@@ -1,0 +1,174 @@
+/**
+ * One connection of the replication link: frames out in batches, frames in one by one. Decides nothing.
+ *
+ * Invariants:
+ *  - Frames leave in the order of the send calls.
+ *  - `handed` of a data frame is called exactly once: when the kernel has the bytes, or when the link is closed. Until
+ *    then the payload's buffer belongs to the link.
+ *  - `closed` is reported exactly once, and no frame after it.
+ */
+
+import { connect, type Socket } from 'node:net'
+
+import { Fault } from '../core/fault.ts'
+import { KiB, MiB } from '../core/units.ts'
+import type { Dial, Link, LinkHandlers } from './environment.ts'
+import { encodeHeader, HEADER_SIZE, type Frame } from './machine/frame.ts'
+import { FrameReader } from './machine/frame-reader.ts'
+
+/** Payloads up to this are copied next to their header: one large write beats two small ones. */
+const COPY_LIMIT = 16 * KiB
+const BATCH = 512 * KiB
+
+/** What goes to the socket in one writev. */
+interface Batch {
+  readonly memory: Buffer
+  used: number
+  /** Start of the part of `memory` that is not in `chunks` yet. */
+  from: number
+  chunks: Buffer[]
+  handed: (() => void)[]
+}
+
+export class SocketLink implements Link {
+  readonly peer: string
+  readonly #socket: Socket
+  readonly #handlers: LinkHandlers
+  readonly #reader = new FrameReader()
+  #batch: Batch | undefined
+  #spare: Buffer[] = []
+  #underWay = new Set<Batch>()
+  #closed = false
+
+  constructor(socket: Socket, handlers: LinkHandlers) {
+    this.#socket = socket
+    this.#handlers = handlers
+    this.peer = `${socket.remoteAddress ?? 'unknown'}:${socket.remotePort ?? 0}`
+    socket.setNoDelay(true)
+    socket.setKeepAlive(true, 10_000)
+    socket.on('data', (chunk: Buffer) => this.#receive(chunk))
+    socket.on('error', (error) => this.close(error.message))
+    socket.on('end', () => this.close('the peer closed the connection'))
+    socket.on('close', () => this.close('the connection was closed'))
+  }
+
+  get closed(): boolean {
+    return this.#closed
+  }
+
+  send(frame: Frame): void {
+    if (!this.#closed) this.#append(frame)
+  }
+
+  /** `handed`: see the invariants above. */
+  sendData(frame: Frame, handed: () => void): void {
+    if (this.#closed) return handed()
+    this.#append(frame).handed.push(handed)
+  }
+
+  pause(): void {
+    this.#socket.pause()
+  }
+
+  resume(): void {
+    this.#socket.resume()
+  }
+
+  /** Ends the connection after what was sent so far. Frames that still arrive are dropped. Idempotent. */
+  close(reason: string): void {
+    if (this.#closed) return
+    this.#flush()
+    this.#closed = true
+    this.#socket.end()
+    // A peer that does not read would keep the socket for ever.
+    const deadline = setTimeout(() => this.#socket.destroy(), 1000).unref()
+    this.#socket.once('close', () => clearTimeout(deadline))
+    this.#socket.resume()
+    for (const batch of this.#underWay) this.#finish(batch)
+    this.#handlers.closed(reason)
+  }
+
+  /** Ends the connection at once. */
+  destroy(reason: string): void {
+    this.close(reason)
+    this.#socket.destroy()
+  }
+
+  #receive(chunk: Buffer): void {
+    if (this.#closed) return
+    try {
+      this.#reader.push(chunk, (frame) => {
+        this.#handlers.frame(frame)
+        return !this.#closed
+      })
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      this.close(error.message)
+    }
+  }
+
+  #append(frame: Frame): Batch {
+    const copied = frame.payload.length <= COPY_LIMIT
+    const needed = HEADER_SIZE + (copied ? frame.payload.length : 0)
+    if (this.#batch !== undefined && this.#batch.used + needed > this.#batch.memory.length)
+      this.#flush()
+    const batch = (this.#batch ??= this.#newBatch())
+    encodeInto(batch, frame, copied)
+    return batch
+  }
+
+  #newBatch(): Batch {
+    // The turn of the event loop that filled the batch ends before it is sent: requests that arrive together leave together.
+    process.nextTick(() => this.#flush())
+    const memory = this.#spare.pop() ?? Buffer.allocUnsafeSlow(BATCH)
+    return { memory, used: 0, from: 0, chunks: [], handed: [] }
+  }
+
+  #flush(): void {
+    const batch = this.#batch
+    if (batch === undefined) return
+    this.#batch = undefined
+    if (batch.used > batch.from) batch.chunks.push(batch.memory.subarray(batch.from, batch.used))
+    this.#underWay.add(batch)
+    this.#socket.cork()
+    const last = batch.chunks.length - 1
+    batch.chunks.forEach((chunk, index) => {
+      if (index < last) this.#socket.write(chunk)
+      else this.#socket.write(chunk, () => this.#finish(batch))
+    })
+    this.#socket.uncork()
+  }
+
+  #finish(batch: Batch): void {
+    if (!this.#underWay.delete(batch)) return
+    // After a close the socket may still be writing from this memory: let it go instead of using it again.
+    if (!this.#closed && this.#spare.length * BATCH < 4 * MiB) this.#spare.push(batch.memory)
+    for (const handed of batch.handed) handed()
+  }
+}
+
+/** Dials the secondary over TCP. */
+export function tcpDial(host: string, port: number): Dial {
+  return (connected, failed) => {
+    const socket = connect({ host, port })
+    const fail = (error: Error): void => failed(error.message)
+    socket.once('error', fail)
+    socket.once('connect', () => {
+      socket.off('error', fail)
+      connected((handlers) => new SocketLink(socket, handlers))
+    })
+    return () => socket.destroy()
+  }
+}
+
+function encodeInto(batch: Batch, frame: Frame, copied: boolean): void {
+  if (copied) frame.payload.copy(batch.memory, batch.used + HEADER_SIZE)
+  encodeHeader(batch.memory, batch.used, frame, copied)
+  batch.used += HEADER_SIZE
+  if (copied) {
+    batch.used += frame.payload.length
+    return
+  }
+  batch.chunks.push(batch.memory.subarray(batch.from, batch.used), frame.payload)
+  batch.from = batch.used
+}

@@ -1,0 +1,474 @@
+/**
+ * The primary's side of a group, as a pure machine: inputs in, effects out; no socket, no clock, no payload bytes.
+ *
+ * Invariants kept here (numbers of the replication model in docs/architecture.md):
+ *  - 5  Epoch cut: a write is forwarded, or recorded as dirty, before it is acknowledged; a marker is sent in the same
+ *       ordered stream, so an acknowledged write is in front of every later marker.
+ *  - 15 Dirty cover: a block is marked before it is written, and again in the epoch that carries it.
+ *  - 16 Clear-safe: `committed` only moves to a number that the secondary itself reported.
+ *  - 22 A checkpoint request succeeds only when its own number was reported as done.
+ *  - No marker is sent while the secondary's stream lacks anything that is dirty (state `resyncing`).
+ */
+
+import { assert } from '../../core/assert.ts'
+import type { FaultCode } from '../../core/fault.ts'
+import type { CheckpointResult, GroupEvent, GroupMode, Protection } from '../group.ts'
+import { DirtyMap } from './dirty-map.ts'
+import { frame, type Frame } from './frame.ts'
+import {
+  encodeHello,
+  objection,
+  PROTOCOL,
+  type DiskIdentity,
+  type Hello,
+  type Refusal,
+} from './handshake.ts'
+import { Liveness, type LivenessSettings } from './liveness.ts'
+
+export interface PrimarySettings extends LivenessSettings {
+  readonly group: string
+  readonly mode: GroupMode
+  readonly incarnation: string
+  readonly disks: readonly DiskIdentity[]
+}
+
+export type PrimaryInput =
+  | { readonly type: 'link-up'; readonly nowMs: number; readonly peer: string }
+  | { readonly type: 'hello'; readonly nowMs: number; readonly hello: Hello }
+  | { readonly type: 'refused'; readonly nowMs: number; readonly refusal: Refusal }
+  | {
+      readonly type: 'done'
+      readonly nowMs: number
+      readonly checkpoint: number
+      readonly commitUs: number
+    }
+  | { readonly type: 'heartbeat'; readonly nowMs: number }
+  | {
+      readonly type: 'pressure'
+      readonly nowMs: number
+      readonly bytes: number
+      readonly limit: number
+    }
+  | { readonly type: 'link-down'; readonly reason: string }
+  | { readonly type: 'tick'; readonly nowMs: number }
+  | {
+      readonly type: 'checkpoint'
+      readonly nowMs: number
+      readonly request: number
+      readonly timeoutMs: number
+    }
+  | { readonly type: 'set-replicating'; readonly on: boolean }
+  | { readonly type: 'resynced'; readonly nowMs: number; readonly session: number }
+  | { readonly type: 'disk-failed'; readonly reason: string }
+
+export type PrimaryEffect =
+  | { readonly type: 'send'; readonly frame: Frame }
+  | { readonly type: 'close-link'; readonly reason: string }
+  | {
+      readonly type: 'checkpoint-done'
+      readonly request: number
+      readonly result: CheckpointResult
+    }
+  | {
+      readonly type: 'checkpoint-failed'
+      readonly request: number
+      readonly code: FaultCode
+      readonly reason: string
+    }
+  /** Send every block that is dirty with respect to `committed`, then give back `resynced` with the same session. */
+  | { readonly type: 'resync'; readonly session: number; readonly committed: number }
+  | { readonly type: 'event'; readonly event: GroupEvent }
+
+type Link =
+  | { readonly kind: 'down' }
+  | { readonly kind: 'greeting' }
+  | { readonly kind: 'resyncing'; readonly session: number }
+  | { readonly kind: 'streaming' }
+
+interface Request {
+  readonly request: number
+  readonly askedMs: number
+  readonly deadlineMs: number
+}
+
+/** A marker under way to the secondary, and who waits for it. */
+interface Announced {
+  readonly checkpoint: number
+  readonly bytes: number
+  waiter: Request | undefined
+}
+
+export class PrimaryMachine {
+  readonly #settings: PrimarySettings
+  readonly #liveness: Liveness
+  readonly #dirty: readonly DirtyMap[]
+  #link: Link = { kind: 'down' }
+  #peer: string | null = null
+  #partner: string | null = null
+  #committed = 0
+  #announced = 0
+  #term = 1
+  #replicating = true
+  #deposed = false
+  /** Why the group is not protected; undefined while it was never anything else than about to connect. */
+  #reason: string | undefined
+  #underWay: Announced[] = []
+  #queued: Request[] = []
+  #epochBytes = 0
+  #session = 0
+  #reported: { protection: Protection; reason: string | null }
+  #effects: PrimaryEffect[] = []
+
+  constructor(settings: PrimarySettings) {
+    this.#settings = settings
+    this.#liveness = new Liveness(settings)
+    this.#dirty = settings.disks.map(() => new DirtyMap())
+    this.#reported = { protection: this.protection, reason: this.reason }
+  }
+
+  get committed(): number {
+    return this.#committed
+  }
+
+  get term(): number {
+    return this.#term
+  }
+
+  get peer(): string | null {
+    return this.#peer
+  }
+
+  get replicating(): boolean {
+    return this.#replicating && !this.#deposed
+  }
+
+  get protection(): Protection {
+    switch (this.#link.kind) {
+      case 'streaming':
+        return 'protected'
+      case 'resyncing':
+        return 'resyncing'
+      case 'greeting':
+      case 'down':
+        return this.#reason === undefined ? 'connecting' : 'unprotected'
+    }
+  }
+
+  get reason(): string | null {
+    return this.protection === 'protected' ? null : (this.#reason ?? null)
+  }
+
+  /** Why the guest may not write, or undefined when it may. */
+  get writeObjection(): string | undefined {
+    return this.#deposed ? 'this copy was deposed: its secondary was promoted' : undefined
+  }
+
+  dirtyBytes(disk: number): number {
+    return Math.min(
+      this.#mapOf(disk).dirtyBytes(this.#committed),
+      this.#settings.disks[disk]?.size ?? 0,
+    )
+  }
+
+  /** The next dirty run of a disk for a resync from `committed`, cut to the disk's size. */
+  nextDirty(
+    disk: number,
+    from: number,
+    limit: number,
+    committed: number,
+  ): { at: number; length: number } | undefined {
+    const run = this.#mapOf(disk).nextDirty(from, limit, committed)
+    const size = this.#settings.disks[disk]?.size ?? 0
+    return run === undefined
+      ? undefined
+      : { at: run.at, length: Math.min(run.length, size - run.at) }
+  }
+
+  /** A guest's write is about to change [at, at + length). */
+  writing(disk: number, at: number, length: number): void {
+    this.#mapOf(disk).mark(at, length, this.#announced + 1)
+  }
+
+  /**
+   * A write has changed the local image and is about to be acknowledged.
+   * @returns whether it has to be forwarded first. An answer, not an effect: this is the hot path.
+   */
+  written(disk: number, at: number, length: number): boolean {
+    this.#mapOf(disk).mark(at, length, this.#announced + 1)
+    if (this.#link.kind !== 'streaming' && this.#link.kind !== 'resyncing') return false
+    this.#epochBytes += length
+    return true
+  }
+
+  step(input: PrimaryInput): readonly PrimaryEffect[] {
+    this.#effects = []
+    this.#take(input)
+    this.#reportProtection()
+    return this.#effects
+  }
+
+  #take(input: PrimaryInput): void {
+    switch (input.type) {
+      case 'link-up':
+        this.#liveness.start(input.nowMs)
+        this.#peer = input.peer
+        this.#link = { kind: 'greeting' }
+        this.#send(frame('hello', { payload: encodeHello(this.#hello()) }))
+        return
+      case 'hello':
+        this.#greet(input.hello, input.nowMs)
+        return
+      case 'refused':
+        this.#refused(input.refusal)
+        return
+      case 'done':
+        this.#done(input.checkpoint, input.commitUs, input.nowMs)
+        return
+      case 'heartbeat':
+        this.#liveness.heard(input.nowMs)
+        return
+      case 'pressure': {
+        this.#liveness.heard(input.nowMs)
+        const { bytes, limit } = input
+        this.#event({
+          event: 'REPLICATION_PRESSURE',
+          data: { group: this.#settings.group, bytes, limit },
+        })
+        return
+      }
+      case 'link-down':
+        this.#linkDown(input.reason)
+        return
+      case 'tick':
+        this.#tick(input.nowMs)
+        return
+      case 'checkpoint':
+        this.#checkpoint(input)
+        return
+      case 'set-replicating':
+        this.#setReplicating(input.on)
+        return
+      case 'resynced':
+        this.#resynced(input.session, input.nowMs)
+        return
+      case 'disk-failed':
+        // The image's content is no longer known, so the stream cannot carry it: say so instead of guessing.
+        if (this.#link.kind !== 'down') this.#closeLink(input.reason)
+        return
+    }
+  }
+
+  #hello(): Hello {
+    const { group, mode, incarnation, disks } = this.#settings
+    return {
+      protocol: PROTOCOL,
+      group,
+      mode,
+      role: 'primary',
+      incarnation,
+      partner: this.#partner,
+      checkpoint: this.#committed,
+      announced: this.#announced,
+      term: this.#term,
+      disks,
+      capacity: 0,
+    }
+  }
+
+  #greet(hello: Hello, nowMs: number): void {
+    if (this.#link.kind !== 'greeting') return this.#closeLink('the peer sent a second hello')
+    this.#liveness.heard(nowMs)
+    const objected = objection(this.#hello(), hello)
+    if (objected !== undefined) {
+      const { code, reason } = objected
+      return this.#refused({ code, reason, term: hello.term })
+    }
+    this.#partner = hello.incarnation
+    this.#commit(hello.checkpoint)
+    const dirty = this.#settings.disks.reduce((sum, _, disk) => sum + this.dirtyBytes(disk), 0)
+    if (dirty > hello.capacity) {
+      return this.#closeLink(
+        `${dirty} bytes changed, more than the secondary's memory of ${hello.capacity} bytes holds; give it a larger memory= and restart the pair from identical images`,
+      )
+    }
+    this.#epochBytes = 0
+    this.#session += 1
+    this.#link = { kind: 'resyncing', session: this.#session }
+    this.#event({
+      event: 'REPLICATION_LINK',
+      data: { group: this.#settings.group, up: true, peer: this.#peer, reason: null },
+    })
+    if (dirty === 0) return this.#resynced(this.#session, nowMs)
+    this.#reason = 'sending what changed while the secondary was away'
+    this.#effects.push({ type: 'resync', session: this.#session, committed: this.#committed })
+  }
+
+  #refused({ code, reason, term }: Refusal): void {
+    if (code === 'deposed' && term > this.#term) {
+      this.#deposed = true
+      const error = `deposed: ${reason}; this copy acknowledges no more writes`
+      this.#event({ event: 'REPLICATION_ERROR', data: { group: this.#settings.group, error } })
+    }
+    this.#closeLink(`refused: ${reason}`)
+  }
+
+  #resynced(session: number, nowMs: number): void {
+    if (this.#link.kind !== 'resyncing' || this.#link.session !== session) return
+    this.#link = { kind: 'streaming' }
+    this.#reason = undefined
+    const queued = this.#queued
+    this.#queued = []
+    for (const request of queued) this.#announce(request, nowMs)
+  }
+
+  #checkpoint(input: Extract<PrimaryInput, { type: 'checkpoint' }>): void {
+    const { request, nowMs, timeoutMs } = input
+    const wanted = { request, askedMs: nowMs, deadlineMs: nowMs + timeoutMs }
+    switch (this.#link.kind) {
+      case 'streaming':
+        this.#announce(wanted, nowMs)
+        return
+      case 'resyncing':
+        this.#queued.push(wanted)
+        return
+      case 'greeting':
+      case 'down':
+        this.#fail(
+          wanted,
+          'LINK_LOST',
+          `there is no secondary to checkpoint to (${this.#reason ?? 'connecting'})`,
+        )
+        return
+    }
+  }
+
+  #announce(waiter: Request, nowMs: number): void {
+    if (waiter.deadlineMs <= nowMs)
+      return this.#fail(waiter, 'TIMEOUT', 'the resync took longer than the time allowed')
+    this.#announced += 1
+    this.#underWay.push({ checkpoint: this.#announced, bytes: this.#epochBytes, waiter })
+    this.#epochBytes = 0
+    this.#send(frame('checkpoint', { position: this.#announced }))
+  }
+
+  #done(checkpoint: number, commitUs: number, nowMs: number): void {
+    this.#liveness.heard(nowMs)
+    const first = this.#underWay[0]
+    if (first?.checkpoint !== checkpoint) {
+      const awaited = first === undefined ? 'none' : first.checkpoint
+      return this.#closeLink(
+        `the peer reported checkpoint ${checkpoint} as done; awaited: ${awaited}`,
+      )
+    }
+    this.#underWay.shift()
+    this.#commit(checkpoint)
+    const pauseUs =
+      first.waiter === undefined ? commitUs : Math.round((nowMs - first.waiter.askedMs) * 1000)
+    const result: CheckpointResult = { checkpoint, pauseUs, commitUs, bytes: first.bytes }
+    this.#event({
+      event: 'REPLICATION_CHECKPOINT',
+      data: { group: this.#settings.group, ...result },
+    })
+    if (first.waiter !== undefined) {
+      this.#effects.push({ type: 'checkpoint-done', request: first.waiter.request, result })
+    }
+  }
+
+  #commit(checkpoint: number): void {
+    assert(
+      checkpoint >= this.#committed && checkpoint <= this.#announced,
+      'commits move forward to announced numbers',
+    )
+    if (checkpoint === this.#committed) return
+    this.#committed = checkpoint
+    for (const map of this.#dirty) map.forget(checkpoint)
+  }
+
+  #tick(nowMs: number): void {
+    for (const announced of this.#underWay) {
+      const { waiter, checkpoint } = announced
+      if (waiter === undefined || waiter.deadlineMs > nowMs) continue
+      announced.waiter = undefined
+      this.#fail(
+        waiter,
+        'TIMEOUT',
+        `checkpoint ${checkpoint} was not confirmed in time; it may still be committed later`,
+      )
+    }
+    const overdue = this.#queued.filter(({ deadlineMs }) => deadlineMs <= nowMs)
+    this.#queued = this.#queued.filter(({ deadlineMs }) => deadlineMs > nowMs)
+    for (const request of overdue)
+      this.#fail(request, 'TIMEOUT', 'the resync took longer than the time allowed')
+    if (this.#link.kind === 'down') return
+    const sign = this.#liveness.tick(nowMs)
+    if (sign === 'dead') this.#closeLink(`the peer was silent for ${this.#settings.timeoutMs} ms`)
+    if (sign === 'beat') this.#send(frame('heartbeat'))
+  }
+
+  #setReplicating(on: boolean): void {
+    this.#replicating = on
+    if (!on) {
+      this.#reason = 'replication was switched off'
+      if (this.#link.kind !== 'down') this.#closeLink(this.#reason)
+    }
+  }
+
+  /** Asks the shell to end the connection, and treats it as ended from now on. */
+  #closeLink(reason: string): void {
+    this.#effects.push({ type: 'close-link', reason })
+    this.#linkDown(reason)
+  }
+
+  #linkDown(reason: string): void {
+    if (this.#link.kind === 'down') return
+    const wasUp = this.#link.kind !== 'greeting'
+    this.#link = { kind: 'down' }
+    this.#reason = reason
+    const peer = this.#peer
+    this.#peer = null
+    for (const { waiter, checkpoint } of this.#underWay) {
+      if (waiter !== undefined)
+        this.#fail(
+          waiter,
+          'LINK_LOST',
+          `checkpoint ${checkpoint} is not known to be committed: ${reason}`,
+        )
+    }
+    for (const request of this.#queued) this.#fail(request, 'LINK_LOST', reason)
+    this.#underWay = []
+    this.#queued = []
+    if (wasUp)
+      this.#event({
+        event: 'REPLICATION_LINK',
+        data: { group: this.#settings.group, up: false, peer, reason },
+      })
+  }
+
+  #fail({ request }: Request, code: FaultCode, reason: string): void {
+    this.#effects.push({ type: 'checkpoint-failed', request, code, reason })
+  }
+
+  #send(outgoing: Frame): void {
+    this.#effects.push({ type: 'send', frame: outgoing })
+  }
+
+  #event(event: GroupEvent): void {
+    this.#effects.push({ type: 'event', event })
+  }
+
+  #reportProtection(): void {
+    const { protection, reason } = this
+    if (protection === this.#reported.protection && reason === this.#reported.reason) return
+    this.#reported = { protection, reason }
+    this.#event({
+      event: 'REPLICATION_PROTECTION',
+      data: { group: this.#settings.group, protection, reason },
+    })
+  }
+
+  #mapOf(disk: number): DirtyMap {
+    const map = this.#dirty[disk]
+    assert(map !== undefined, 'a disk of the group has a number below their count')
+    return map
+  }
+}

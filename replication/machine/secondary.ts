@@ -1,0 +1,436 @@
+/**
+ * The secondary's side of a group, as a pure machine: inputs in, effects out; no socket, no clock, no payload bytes.
+ *
+ * Invariants kept here (numbers of the replication model in docs/architecture.md):
+ *  - 1  Prefix: data of a broken-off stream is discarded with the link, before anything of a new one is taken.
+ *  - 3  No early ack: `done` is sent only after the shell reported the epoch as committed.
+ *  - 10 The decision to promote is taken once; afterwards every primary is refused with a higher term.
+ *  - 18 A hello is judged by the function that the primary uses too (handshake.ts).
+ *  - 22 Promoting twice is promoting once.
+ */
+
+import { assert } from '../../core/assert.ts'
+import type { FaultCode } from '../../core/fault.ts'
+import type { CheckpointResult, GroupEvent, GroupMode, GroupRole, Protection } from '../group.ts'
+import { frame, type Frame } from './frame.ts'
+import {
+  encodeHello,
+  encodeRefusal,
+  objection,
+  PROTOCOL,
+  type DiskIdentity,
+  type Hello,
+  type RefusalCode,
+} from './handshake.ts'
+import { Liveness, type LivenessSettings } from './liveness.ts'
+
+export interface SecondarySettings extends LivenessSettings {
+  readonly group: string
+  readonly mode: GroupMode
+  readonly incarnation: string
+  readonly disks: readonly DiskIdentity[]
+  /** Bytes of epochs that may be held in memory. */
+  readonly capacity: number
+}
+
+/** Connections are numbered by the shell: a primary may come back on a new one before the old one is known to be dead. */
+export type SecondaryInput =
+  | {
+      readonly type: 'hello'
+      readonly nowMs: number
+      readonly link: number
+      readonly peer: string
+      readonly hello: Hello
+    }
+  | {
+      readonly type: 'checkpoint'
+      readonly nowMs: number
+      readonly link: number
+      readonly checkpoint: number
+    }
+  | { readonly type: 'heartbeat'; readonly nowMs: number; readonly link: number }
+  | { readonly type: 'committed'; readonly checkpoint: number; readonly commitUs: number }
+  | { readonly type: 'held'; readonly bytes: number }
+  | { readonly type: 'overflow' }
+  | { readonly type: 'link-down'; readonly link: number; readonly reason: string }
+  | { readonly type: 'tick'; readonly nowMs: number }
+  | { readonly type: 'promote'; readonly request: number; readonly force: boolean }
+  | {
+      readonly type: 'await-checkpoint'
+      readonly nowMs: number
+      readonly request: number
+      readonly timeoutMs: number
+    }
+  | { readonly type: 'set-replicating'; readonly on: boolean }
+
+export type SecondaryEffect =
+  | { readonly type: 'send'; readonly link: number; readonly frame: Frame }
+  | { readonly type: 'close-link'; readonly link: number; readonly reason: string }
+  /** Forget what was received since the last checkpoint. */
+  | { readonly type: 'discard' }
+  /** Make what was received the recoverable state of every disk at once, then give back `committed`. */
+  | { readonly type: 'commit'; readonly checkpoint: number }
+  /** Serve: the last checkpoint, and with COLO the guest's own writes on it. */
+  | { readonly type: 'activate' }
+  | { readonly type: 'promoted'; readonly request: number }
+  | { readonly type: 'promote-refused'; readonly request: number; readonly reason: string }
+  | {
+      readonly type: 'checkpoint-done'
+      readonly request: number
+      readonly result: CheckpointResult
+    }
+  | {
+      readonly type: 'checkpoint-failed'
+      readonly request: number
+      readonly code: FaultCode
+      readonly reason: string
+    }
+  | { readonly type: 'event'; readonly event: GroupEvent }
+
+interface Link {
+  readonly number: number
+  readonly peer: string
+  /** Disk numbers of frames on this link, as indexes of our own list. */
+  readonly disks: readonly number[]
+}
+
+interface Waiter {
+  readonly request: number
+  readonly deadlineMs: number
+}
+
+/** Shares of the capacity at which the primary is told to checkpoint soon. */
+const PRESSURE_STEPS = [0.5, 0.75, 0.9] as const
+
+export class SecondaryMachine {
+  readonly #settings: SecondarySettings
+  readonly #liveness: Liveness
+  #link: Link | undefined
+  #role: GroupRole = 'secondary'
+  #partner: string | null = null
+  #committed = 0
+  #announced = 0
+  #announcedOn = 0
+  #term = 0
+  #replicating = true
+  #reason: string | undefined
+  #epochBytes = 0
+  #pressure = 0
+  #last: CheckpointResult | undefined
+  /** The last checkpoint that a command on this side was told of: each is reported to one command. */
+  #told = 0
+  #waiters: Waiter[] = []
+  #reported: { protection: Protection; reason: string | null }
+  #effects: SecondaryEffect[] = []
+
+  constructor(settings: SecondarySettings) {
+    this.#settings = settings
+    this.#liveness = new Liveness(settings)
+    this.#reported = { protection: this.protection, reason: this.reason }
+  }
+
+  get role(): GroupRole {
+    return this.#role
+  }
+
+  get committed(): number {
+    return this.#committed
+  }
+
+  get term(): number {
+    return this.#term
+  }
+
+  get peer(): string | null {
+    return this.#link?.peer ?? null
+  }
+
+  get protection(): Protection {
+    if (this.#link !== undefined) return 'protected'
+    return this.#reason === undefined ? 'connecting' : 'unprotected'
+  }
+
+  get reason(): string | null {
+    return this.protection === 'protected' ? null : (this.#reason ?? null)
+  }
+
+  /** Our index of the disk that a data frame on `link` concerns, or why the frame must not be taken. Hot path. */
+  diskOf(link: number, data: Frame): number | string {
+    if (this.#link?.number !== link) return 'data on a link that is not the current one'
+    const disk = this.#link.disks[data.disk]
+    const size = disk === undefined ? undefined : this.#settings.disks[disk]?.size
+    if (disk === undefined || size === undefined)
+      return `data for disk ${data.disk}, which does not exist`
+    const length = data.type === 'write' ? data.payload.length : data.extent
+    if (data.position % 512 !== 0 || length % 512 !== 0 || length === 0)
+      return 'data that is not whole sectors'
+    if (data.position + length > size) return `data beyond the end of disk ${data.disk}`
+    this.#epochBytes += length
+    return disk
+  }
+
+  step(input: SecondaryInput): readonly SecondaryEffect[] {
+    this.#effects = []
+    this.#take(input)
+    this.#reportProtection()
+    return this.#effects
+  }
+
+  #take(input: SecondaryInput): void {
+    switch (input.type) {
+      case 'hello':
+        return this.#greet(input)
+      case 'checkpoint':
+        return this.#checkpoint(input.link, input.checkpoint, input.nowMs)
+      case 'heartbeat':
+        if (this.#link?.number === input.link) this.#liveness.heard(input.nowMs)
+        return
+      case 'committed':
+        return this.#afterCommit(input.checkpoint, input.commitUs)
+      case 'held':
+        return this.#measure(input.bytes)
+      case 'overflow':
+        return this.#refuseCurrent(
+          'overflow',
+          `the epoch outgrew the secondary's memory of ${this.#settings.capacity} bytes; checkpoint more often or give it a larger memory=`,
+        )
+      case 'link-down':
+        if (this.#link?.number === input.link) this.#linkDown(input.reason)
+        return
+      case 'tick':
+        return this.#tick(input.nowMs)
+      case 'promote':
+        return this.#promote(input.request, input.force)
+      case 'await-checkpoint':
+        return this.#awaitCheckpoint(input)
+      case 'set-replicating':
+        return this.#setReplicating(input.on)
+    }
+  }
+
+  #hello(): Hello {
+    const { group, mode, incarnation, disks, capacity } = this.#settings
+    return {
+      protocol: PROTOCOL,
+      group,
+      mode,
+      role: this.#role,
+      incarnation,
+      partner: this.#partner,
+      checkpoint: this.#committed,
+      announced: this.#announced,
+      term: this.#term,
+      disks,
+      capacity,
+    }
+  }
+
+  #greet({ hello, link, peer, nowMs }: Extract<SecondaryInput, { type: 'hello' }>): void {
+    const objected = this.#objectionTo(hello)
+    if (objected !== undefined) return this.#refuse(link, objected.code, objected.reason)
+    if (this.#link !== undefined) {
+      const reason = 'the primary came back on a new connection'
+      this.#effects.push({ type: 'close-link', link: this.#link.number, reason })
+      this.#linkDown(reason)
+    }
+    const names = this.#settings.disks.map(({ name }) => name)
+    this.#link = { number: link, peer, disks: hello.disks.map(({ name }) => names.indexOf(name)) }
+    this.#liveness.start(nowMs)
+    this.#partner = hello.incarnation
+    this.#term = Math.max(this.#term, hello.term)
+    this.#reason = undefined
+    this.#send(link, frame('hello', { payload: encodeHello(this.#hello()) }))
+    this.#event({
+      event: 'REPLICATION_LINK',
+      data: { group: this.#settings.group, up: true, peer, reason: null },
+    })
+  }
+
+  #objectionTo(hello: Hello): { code: RefusalCode; reason: string } | undefined {
+    const objected = objection(hello, this.#hello())
+    if (objected !== undefined) return objected
+    return this.#replicating
+      ? undefined
+      : { code: 'configuration', reason: 'replication is switched off on the secondary' }
+  }
+
+  #checkpoint(link: number, checkpoint: number, nowMs: number): void {
+    if (this.#link?.number !== link) return
+    this.#liveness.heard(nowMs)
+    if (checkpoint <= this.#announced) {
+      const reason = `the primary announced checkpoint ${checkpoint} after ${this.#announced}`
+      this.#effects.push({ type: 'close-link', link, reason })
+      return this.#linkDown(reason)
+    }
+    this.#announced = checkpoint
+    this.#announcedOn = link
+    this.#effects.push({ type: 'commit', checkpoint })
+  }
+
+  #afterCommit(checkpoint: number, commitUs: number): void {
+    assert(
+      checkpoint > this.#committed && checkpoint <= this.#announced,
+      'epochs are committed in order',
+    )
+    this.#committed = checkpoint
+    const result: CheckpointResult = {
+      checkpoint,
+      pauseUs: commitUs,
+      commitUs,
+      bytes: this.#epochBytes,
+    }
+    this.#last = result
+    this.#epochBytes = 0
+    this.#pressure = 0
+    // Where the link broke meanwhile, the primary learns of this commit from the next hello.
+    if (this.#link !== undefined && this.#link.number === this.#announcedOn) {
+      this.#send(this.#link.number, frame('done', { position: checkpoint, extent: commitUs }))
+    }
+    this.#event({
+      event: 'REPLICATION_CHECKPOINT',
+      data: { group: this.#settings.group, ...result },
+    })
+    const waiters = this.#waiters
+    this.#waiters = []
+    for (const { request } of waiters) this.#tell(request, result)
+  }
+
+  #awaitCheckpoint({
+    request,
+    nowMs,
+    timeoutMs,
+  }: Extract<SecondaryInput, { type: 'await-checkpoint' }>): void {
+    if (this.#last !== undefined && this.#last.checkpoint > this.#told)
+      return this.#tell(request, this.#last)
+    if (this.#role === 'active')
+      return this.#fail(request, 'NOT_PERMITTED', 'this side is active and has no secondary')
+    if (this.#link === undefined)
+      return this.#fail(
+        request,
+        'LINK_LOST',
+        `no primary is connected (${this.#reason ?? 'waiting for one'})`,
+      )
+    this.#waiters.push({ request, deadlineMs: nowMs + timeoutMs })
+  }
+
+  #tell(request: number, result: CheckpointResult): void {
+    this.#told = result.checkpoint
+    this.#effects.push({ type: 'checkpoint-done', request, result })
+  }
+
+  #fail(request: number, code: FaultCode, reason: string): void {
+    this.#effects.push({ type: 'checkpoint-failed', request, code, reason })
+  }
+
+  #measure(bytes: number): void {
+    const { capacity, group } = this.#settings
+    const reached = PRESSURE_STEPS.filter((share) => bytes >= share * capacity).length
+    if (reached <= this.#pressure) return
+    this.#pressure = reached
+    if (this.#link !== undefined)
+      this.#send(this.#link.number, frame('pressure', { position: bytes, extent: capacity }))
+    this.#event({ event: 'REPLICATION_PRESSURE', data: { group, bytes, limit: capacity } })
+  }
+
+  #tick(nowMs: number): void {
+    const overdue = this.#waiters.filter(({ deadlineMs }) => deadlineMs <= nowMs)
+    this.#waiters = this.#waiters.filter(({ deadlineMs }) => deadlineMs > nowMs)
+    for (const { request } of overdue)
+      this.#fail(request, 'TIMEOUT', 'the primary announced no checkpoint in time')
+    if (this.#link === undefined) return
+    const link = this.#link.number
+    const sign = this.#liveness.tick(nowMs)
+    if (sign === 'beat') this.#send(link, frame('heartbeat'))
+    if (sign === 'dead') {
+      const reason = `the primary was silent for ${this.#settings.timeoutMs} ms`
+      this.#effects.push({ type: 'close-link', link, reason })
+      this.#linkDown(reason)
+    }
+  }
+
+  #promote(request: number, force: boolean): void {
+    if (this.#role !== 'active') {
+      if (this.#link !== undefined && !force) {
+        const reason = `its primary ${this.#link.peer} is connected and alive; stop the primary first, or use force`
+        this.#effects.push({ type: 'promote-refused', request, reason })
+        return
+      }
+      this.#role = 'active'
+      this.#term += 1
+      if (this.#link === undefined) this.#discard()
+      else this.#refuseCurrent('deposed', 'the secondary was promoted and is the active copy')
+      this.#reason = 'active without a secondary'
+      this.#failWaiters('NOT_PERMITTED', 'this side was promoted')
+      this.#effects.push({ type: 'activate' })
+      this.#event({
+        event: 'REPLICATION_ROLE',
+        data: { group: this.#settings.group, role: this.#role, term: this.#term },
+      })
+    }
+    this.#effects.push({ type: 'promoted', request })
+  }
+
+  #setReplicating(on: boolean): void {
+    this.#replicating = on
+    if (on || this.#role === 'active') return
+    const reason = 'replication was switched off on the secondary'
+    if (this.#link !== undefined) this.#refuseCurrent('configuration', reason)
+    this.#reason = reason
+  }
+
+  #refuse(link: number, code: RefusalCode, reason: string): void {
+    this.#send(
+      link,
+      frame('refuse', { payload: encodeRefusal({ code, reason, term: this.#term }) }),
+    )
+    this.#effects.push({ type: 'close-link', link, reason })
+  }
+
+  #refuseCurrent(code: RefusalCode, reason: string): void {
+    if (this.#link === undefined) return
+    this.#refuse(this.#link.number, code, reason)
+    this.#linkDown(reason)
+  }
+
+  /** Whatever was received since the last marker can never become a checkpoint: its rest is not coming. */
+  #linkDown(reason: string): void {
+    const peer = this.peer
+    this.#link = undefined
+    this.#reason = reason
+    this.#discard()
+    this.#failWaiters('LINK_LOST', `no checkpoint is known to be committed: ${reason}`)
+    this.#event({
+      event: 'REPLICATION_LINK',
+      data: { group: this.#settings.group, up: false, peer, reason },
+    })
+  }
+
+  #discard(): void {
+    this.#epochBytes = 0
+    this.#pressure = 0
+    this.#effects.push({ type: 'discard' })
+  }
+
+  #failWaiters(code: FaultCode, reason: string): void {
+    for (const { request } of this.#waiters) this.#fail(request, code, reason)
+    this.#waiters = []
+  }
+
+  #send(link: number, outgoing: Frame): void {
+    this.#effects.push({ type: 'send', link, frame: outgoing })
+  }
+
+  #event(event: GroupEvent): void {
+    this.#effects.push({ type: 'event', event })
+  }
+
+  #reportProtection(): void {
+    const { protection, reason } = this
+    if (protection === this.#reported.protection && reason === this.#reported.reason) return
+    this.#reported = { protection, reason }
+    this.#event({
+      event: 'REPLICATION_PROTECTION',
+      data: { group: this.#settings.group, protection, reason },
+    })
+  }
+}

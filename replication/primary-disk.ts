@@ -1,0 +1,226 @@
+/**
+ * A disk of a primary: writes the image below, then forwards what was written.
+ *
+ * Invariants:
+ *  - 12 Overlapping writes take turns, and a write is forwarded before the next overlapping one begins: the secondary
+ *       applies them in the order in which the image has them.
+ *  - 5  A write is acknowledged only after the kernel has its bytes for the secondary, or after the link is gone and
+ *       the write is recorded as dirty.
+ *  - 19 Trim is turned into zeroes on both sides, so that both read the same.
+ *  - A write that failed here is never forwarded; what the image holds there is unknown, so protection ends loudly.
+ */
+
+import {
+  FUA,
+  type BlockDevice,
+  type Capabilities,
+  type Extent,
+  type Geometry,
+  type RequestFlags,
+} from '../core/block-device.ts'
+import { Fault } from '../core/fault.ts'
+import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import { RangeLock, type RangeTicket } from '../core/range-lock.ts'
+import { SECTOR } from '../core/units.ts'
+import type { Link } from './environment.ts'
+import { frame, MAX_PAYLOAD, PUNCH } from './machine/frame.ts'
+import type { PrimaryMachine } from './machine/primary.ts'
+
+/** What a disk needs of its group. */
+export interface PrimaryContext {
+  readonly machine: PrimaryMachine
+  /** The link in use; present whenever the machine says that a write is to be forwarded. */
+  readonly link: Link | undefined
+  diskFailed(reason: string): void
+  detach(disk: PrimaryDisk): void
+}
+
+export class PrimaryDisk implements BlockDevice {
+  readonly name: string
+  readonly #below: BlockDevice
+  readonly #group: PrimaryContext
+  readonly #index: () => number
+  readonly #lock = new RangeLock()
+
+  /** @param index the disk's number in the group, once the group has started */
+  constructor(name: string, below: BlockDevice, group: PrimaryContext, index: () => number) {
+    this.name = name
+    this.#below = below
+    this.#group = group
+    this.#index = index
+  }
+
+  get geometry(): Geometry {
+    const { block, ...geometry } = this.#below.geometry
+    return {
+      ...geometry,
+      block: {
+        ...block,
+        min: Math.max(block.min, SECTOR),
+        preferred: Math.max(block.preferred, SECTOR),
+      },
+    }
+  }
+
+  get can(): Capabilities {
+    const can = this.#below.can
+    return { ...can, trim: can.trim && can.zero, resize: false }
+  }
+
+  read(into: Buffer, at: number): MaybePromise<void> {
+    return this.#below.read(into, at)
+  }
+
+  write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {
+    return this.#change(
+      at,
+      from.length,
+      () => this.#below.write(from, at, flags),
+      (handed) => this.#forwardBytes(from, at, handed),
+    )
+  }
+
+  zero(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
+    return this.#change(
+      at,
+      length,
+      () => this.#below.zero(at, length, flags),
+      (handed) => this.#forwardZero(at, length, handed),
+    )
+  }
+
+  trim(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
+    return this.zero(at, length, flags & FUA)
+  }
+
+  flush(): MaybePromise<void> {
+    return this.#below.flush()
+  }
+
+  status(at: number, length: number): MaybePromise<Extent[]> {
+    return this.#below.status(at, length)
+  }
+
+  resize(): Promise<void> {
+    return Promise.reject(
+      new Fault('NOT_SUPPORTED', 'a replicated disk cannot be resized', { where: this.name }),
+    )
+  }
+
+  async close(): Promise<void> {
+    this.#group.detach(this)
+    await this.#below.close()
+  }
+
+  /** Sends the present content of a range, in order with the guest's writes. For resync. */
+  async resend(at: number, buffer: Buffer): Promise<void> {
+    const ticket = await this.#lock.acquire(at, buffer.length)
+    try {
+      await this.#below.read(buffer, at)
+      await new Promise<void>((resolve) => this.#forwardBytes(buffer, at, resolve))
+    } finally {
+      this.#lock.release(ticket)
+    }
+  }
+
+  #change(
+    at: number,
+    length: number,
+    local: () => MaybePromise<void>,
+    forward: (handed: () => void) => void,
+  ): MaybePromise<void> {
+    const ticket = this.#lock.acquire(at, length)
+    if (isPromise(ticket))
+      return ticket.then((granted) => this.#changeLocked(granted, at, length, local, forward))
+    return this.#changeLocked(ticket, at, length, local, forward)
+  }
+
+  #changeLocked(
+    ticket: RangeTicket,
+    at: number,
+    length: number,
+    local: () => MaybePromise<void>,
+    forward: (handed: () => void) => void,
+  ): MaybePromise<void> {
+    try {
+      this.#checkWritable()
+      this.#group.machine.writing(this.#index(), at, length)
+      const written = local()
+      if (!isPromise(written)) return this.#changed(ticket, at, length, forward)
+      return written.then(
+        () => this.#changed(ticket, at, length, forward),
+        (error: unknown) => this.#failed(ticket, at, length, error),
+      )
+    } catch (error) {
+      return this.#failed(ticket, at, length, error)
+    }
+  }
+
+  #checkWritable(): void {
+    const objection = this.#group.machine.writeObjection
+    if (objection !== undefined) {
+      throw new Fault('NOT_PERMITTED', objection, {
+        where: this.name,
+        remedy: 'use the promoted side; restart this one as its secondary',
+      })
+    }
+  }
+
+  #changed(
+    ticket: RangeTicket,
+    at: number,
+    length: number,
+    forward: (handed: () => void) => void,
+  ): MaybePromise<void> {
+    if (!this.#group.machine.written(this.#index(), at, length)) {
+      this.#lock.release(ticket)
+      // A write that was under way when this copy was deposed has changed the image, but is not acknowledged any more.
+      this.#checkWritable()
+      return undefined
+    }
+    return new Promise((resolve) => {
+      forward(resolve)
+      this.#lock.release(ticket)
+    })
+  }
+
+  #failed(ticket: RangeTicket, at: number, length: number, error: unknown): never {
+    this.#lock.release(ticket)
+    const refused =
+      error instanceof Fault && (error.code === 'NOT_PERMITTED' || error.code === 'NOT_SUPPORTED')
+    if (!refused) {
+      const why = error instanceof Error ? error.message : String(error)
+      this.#group.diskFailed(`disk "${this.name}" failed to write ${length} bytes at ${at}: ${why}`)
+    }
+    throw error
+  }
+
+  #forwardBytes(from: Buffer, at: number, handed: () => void): void {
+    for (let done = 0; done < from.length; done += MAX_PAYLOAD) {
+      const payload =
+        from.length <= MAX_PAYLOAD
+          ? from
+          : from.subarray(done, Math.min(from.length, done + MAX_PAYLOAD))
+      const last = done + payload.length === from.length
+      this.#send(
+        frame('write', { disk: this.#index(), position: at + done, payload }),
+        last ? handed : undefined,
+      )
+    }
+  }
+
+  #forwardZero(at: number, length: number, handed: () => void): void {
+    this.#send(
+      frame('zero', { disk: this.#index(), position: at, extent: length, flags: PUNCH }),
+      handed,
+    )
+  }
+
+  /** Payloads of one write leave in order, so the last one's hand-over covers the others. */
+  #send(data: ReturnType<typeof frame>, handed: (() => void) | undefined): void {
+    const link = this.#group.link
+    if (link === undefined) handed?.()
+    else if (handed === undefined) link.send(data)
+    else link.sendData(data, handed)
+  }
+}
