@@ -114,17 +114,20 @@ export class DiskLayers {
   /** A checkpoint: the secondary guest's own writes are forgotten and the received epoch becomes the disk. */
   seal(checkpoint: number): void {
     this.#expect('following')
-    this.#local.release()
+    const [local, pending] = [this.#local, this.#pending]
     this.#local = this.#newEpoch()
-    this.#commit(this.#pending, checkpoint)
     this.#pending = this.#newEpoch()
+    this.#commit(pending, checkpoint)
+    // Last: whoever waits for memory is called from here, and has to find the new layers.
+    local.release()
   }
 
   /** Forgets what was received since the last checkpoint. */
   discardPending(): void {
     this.#expect('following')
-    this.#pending.release()
+    const pending = this.#pending
     this.#pending = this.#newEpoch()
+    pending.release()
   }
 
   /**
@@ -135,11 +138,11 @@ export class DiskLayers {
     if (this.#role === 'active') return
     this.#expect('following')
     this.#role = 'active'
-    this.#pending.release()
-    this.#pending = this.#newEpoch()
-    this.#commit(this.#local, undefined)
+    const [local, pending] = [this.#local, this.#pending]
     this.#local = this.#newEpoch()
-    this.#showLayers()
+    this.#pending = this.#newEpoch()
+    this.#commit(local, undefined)
+    pending.release()
   }
 
   /** Fills `into` from what the secondary's guest, or after activate() any guest, sees at `at`. */
@@ -191,6 +194,8 @@ export class DiskLayers {
     if (this.#role === 'closed') return this.#flusher.close()
     this.#role = 'closed'
     await this.#flusher.close()
+    // The lock over everything comes when the writes that still go through have finished.
+    this.#lock.release(await this.#lock.acquire(0, this.#size))
     for (const epoch of [this.#pending, this.#local, ...this.#sealed]) epoch.release()
     this.#sealed = []
     this.#readable = []

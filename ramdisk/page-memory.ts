@@ -17,7 +17,7 @@ export const PAGE = 4 * KiB
 export const SLAB = 256 * KiB
 export const PAGES_PER_SLAB = SLAB / PAGE
 
-/** After so many returns, half of the memory that lay unused all the while is dropped. */
+/** After so many epochs were given back, half of the memory that lay unused all the while is dropped. */
 const RETURNS_PER_REVIEW = 64
 
 export class Slab {
@@ -88,26 +88,38 @@ export class PageMemory {
     return slab
   }
 
-  /** Takes all of `slabs` back. */
-  give(slabs: readonly Slab[]): void {
-    for (const slab of slabs) {
-      assert(slab.held, 'a slab is given back once, by its holder')
-      slab.held = false
-      this.#free.push(slab)
-    }
-    this.#slabsInUse -= slabs.length
+  /** Takes one slab back. */
+  give(slab: Slab): void {
+    this.#takeBack(slab)
+    this.#wake()
+  }
+
+  /** Takes all the slabs of an epoch back, which ends a period for the question of how much memory is worth keeping. */
+  giveAll(slabs: readonly Slab[]): void {
+    for (const slab of slabs) this.#takeBack(slab)
     this.#returns += 1
     if (this.#returns === RETURNS_PER_REVIEW) this.#review()
-    if (this.#waiting.length === 0 || slabs.length === 0) return
-    const waiting = this.#waiting
-    this.#waiting = []
-    for (const wake of waiting) wake()
+    if (slabs.length > 0) this.#wake()
   }
 
   /** Drops all memory that is not in use, for one who knows that the load has ended. */
   trim(): void {
     this.#free.length = 0
     this.#leastFree = 0
+  }
+
+  #takeBack(slab: Slab): void {
+    assert(slab.held, 'a slab is given back once, by its holder')
+    slab.held = false
+    this.#free.push(slab)
+    this.#slabsInUse -= 1
+  }
+
+  #wake(): void {
+    if (this.#waiting.length === 0) return
+    const waiting = this.#waiting
+    this.#waiting = []
+    for (const wake of waiting) wake()
   }
 
   #review(): void {

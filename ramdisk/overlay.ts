@@ -1,0 +1,113 @@
+/**
+ * Reads of an image through the layers of memory over it, right for each sector.
+ *
+ * The sectors that a layer holds are taken when the read is made, and only the others are read from the image. So no
+ * layer is looked at after the read began, and it may be changed, flushed or dropped while the image is being read:
+ *  - a held sector has the content it had when the read began;
+ *  - a sector that no layer held then has its content in the image. It stays there: a layer forgets a sector only
+ *    when the image has it, and whatever is written to the sector from then on is concurrent with the read, which
+ *    may return either.
+ * Reading all of the image first and overlaying the layers then would be wrong: a write that goes through to the
+ * image meanwhile makes the layers forget a sector of which the read has already taken the image's older content.
+ */
+
+import type { BlockDevice } from '../core/block-device.ts'
+import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import type { Epoch } from './epoch.ts'
+
+/** What is read where no layer holds a sector: a BlockDevice, in all but tests. */
+export type ReadTarget = Pick<BlockDevice, 'read'>
+
+/** Reads of gaps between held sectors in flight at a time, for one request. */
+const GAPS_IN_FLIGHT = 8
+
+/** Fills `into` with what is at `at`: the newest layer's content of each sector that a layer holds, else the image's. */
+export function readThrough(
+  image: ReadTarget,
+  layersOldestFirst: readonly Epoch[],
+  into: Buffer,
+  at: number,
+): MaybePromise<void> {
+  const end = at + into.length
+  const first = nextGap(layersOldestFirst, at, end)
+  if (first.at === at && first.end === end) return image.read(into, at)
+  for (const layer of layersOldestFirst) layer.overlay(into, at)
+  if (first.at === end) return
+  // Found now, not between reads: what is a gap is decided when the read begins, like what is not.
+  const gaps: Gap[] = []
+  for (let gap = first; gap.at < end; gap = nextGap(layersOldestFirst, gap.end, end)) gaps.push(gap)
+  return readGaps(image, gaps, into, at)
+}
+
+interface Gap {
+  readonly at: number
+  readonly end: number
+}
+
+/** The first run of sectors in [from, end) that no layer holds; empty and at `end` where there is none. */
+function nextGap(layers: readonly Epoch[], from: number, end: number): Gap {
+  let at = from
+  while (at < end) {
+    let held = at
+    let until = end
+    for (const layer of layers) {
+      const same = layer.sameUntil(at, end)
+      if (same > 0) held = Math.max(held, same)
+      else until = Math.min(until, -same)
+    }
+    if (held === at) return { at, end: until }
+    at = held
+  }
+  return { at: end, end }
+}
+
+function readGaps(
+  image: ReadTarget,
+  gaps: readonly Gap[],
+  into: Buffer,
+  at: number,
+): MaybePromise<void> {
+  for (let next = 0; next < gaps.length; next += 1) {
+    const read = readGap(image, gaps[next], into, at)
+    if (isPromise(read)) return readRest(image, gaps, next + 1, read, into, at)
+  }
+}
+
+/** Goes on from gap `next` while `running` is under way. Ends only when no read uses `into` any more. */
+async function readRest(
+  image: ReadTarget,
+  gaps: readonly Gap[],
+  next: number,
+  running: Promise<void>,
+  into: Buffer,
+  at: number,
+): Promise<void> {
+  let failed: { error: unknown } | undefined
+  const queue = gaps.slice(next).values()
+  const worker = async (first: Promise<void> | undefined) => {
+    try {
+      await first
+      for (const gap of queue) {
+        if (failed !== undefined) return
+        await readGap(image, gap, into, at)
+      }
+    } catch (error) {
+      failed ??= { error }
+    }
+  }
+  const workers = [worker(running)]
+  for (let count = Math.min(GAPS_IN_FLIGHT, gaps.length - next); count > 1; count -= 1)
+    workers.push(worker(undefined))
+  await Promise.all(workers)
+  if (failed !== undefined) throw failed.error
+}
+
+function readGap(
+  image: ReadTarget,
+  gap: Gap | undefined,
+  into: Buffer,
+  at: number,
+): MaybePromise<void> {
+  if (gap === undefined) return
+  return image.read(into.subarray(gap.at - at, gap.end - at), gap.at)
+}
