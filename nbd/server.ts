@@ -1,0 +1,194 @@
+/**
+ * The NBD server: listeners, the connections they accept, and an end in order.
+ *
+ * Invariants:
+ *  - At most `limits.connections` sockets are served; one more is accepted and closed at once.
+ *  - Memory for payloads and replies comes from the pool alone, shared fairly (memory-share.ts). While somebody waits
+ *    for memory, a client that holds some and takes no step for `limits.stallMs` is dropped.
+ *  - After close() no device is called any more, unless the deadline passed first.
+ */
+
+import type net from 'node:net'
+
+import type { BufferPool } from '../core/buffer-pool.ts'
+import { Fault } from '../core/fault.ts'
+import type { Logger } from '../core/logger.ts'
+import { MiB } from '../core/units.ts'
+import { formatListenAddress, type ListenAddress } from './address.ts'
+import { Connection, type ConnectionOptions, type ConnectionStatus } from './connection.ts'
+import type { ExportTable } from './export.ts'
+import { openListener, type Listener } from './listener.ts'
+import { MemoryShare } from './memory-share.ts'
+import { NEGOTIATION_LIMITS, type NegotiationLimits } from './negotiation.ts'
+import type { Window } from './transmission.ts'
+import type { TransportMode } from './transport.ts'
+
+export interface ServerLimits {
+  /** Sockets served at a time. */
+  readonly connections: number
+  /** What one connection may have in flight. */
+  readonly window: Window
+  readonly negotiation: NegotiationLimits
+  readonly handshakeMs: number
+  readonly lingerMs: number
+  /** How long a client may hold memory that others wait for, without a step of its own. */
+  readonly stallMs: number
+  /** How long close() waits for requests and clients. */
+  readonly closeMs: number
+}
+
+export const SERVER_LIMITS: ServerLimits = {
+  connections: 1000,
+  window: { requests: 128, bytes: 64 * MiB },
+  negotiation: NEGOTIATION_LIMITS,
+  handshakeMs: 10_000,
+  lingerMs: 1_000,
+  stallMs: 30_000,
+  closeMs: 10_000,
+}
+
+export interface NbdServerOptions {
+  readonly exports: ExportTable
+  /** Larger than the largest request that is to be served; twice the window for good measure. */
+  readonly pool: BufferPool
+  readonly logger: Logger
+  readonly limits?: Partial<ServerLimits>
+  /** How sockets are read; `copying` is for streams that cannot do better, and for tests. */
+  readonly transport?: TransportMode
+}
+
+/** Looks at stalled clients this often per `stallMs`. */
+const STALL_CHECKS = 4
+
+export class NbdServer {
+  readonly #logger: Logger
+  readonly #limits: ServerLimits
+  readonly #share: MemoryShare
+  readonly #connectionOptions: ConnectionOptions
+  readonly #connections = new Set<Connection>()
+  #listeners: Listener[] = []
+  #nextId = 1
+  #closing: Promise<void> | undefined
+  #whenEmpty: (() => void) | undefined
+  #stallTimer: NodeJS.Timeout | undefined
+  /** Checks that a memory-holding client has gone through without a step. */
+  #stalls = new Map<Connection, { steps: number; checks: number }>()
+
+  constructor({ exports, pool, logger, limits, transport = 'in-place' }: NbdServerOptions) {
+    this.#logger = logger
+    this.#limits = { ...SERVER_LIMITS, ...limits }
+    this.#share = new MemoryShare(pool)
+    this.#connectionOptions = {
+      exports,
+      logger,
+      transport,
+      share: this.#share,
+      window: this.#limits.window,
+      negotiation: this.#limits.negotiation,
+      handshakeMs: this.#limits.handshakeMs,
+      lingerMs: this.#limits.lingerMs,
+      onClosed: this.#onClosed,
+    }
+  }
+
+  get connections(): readonly ConnectionStatus[] {
+    return Array.from(this.#connections, (connection) => connection.status)
+  }
+
+  /** Where clients are accepted. */
+  get addresses(): readonly ListenAddress[] {
+    return this.#listeners.map((listener) => listener.address)
+  }
+
+  /**
+   * Accepts clients at one more address; gives it as bound.
+   * @throws Fault when that is not possible (listener.ts), or SHUTDOWN after close().
+   */
+  async listen(address: ListenAddress): Promise<ListenAddress> {
+    this.#refuseWhenClosing()
+    const listener = await openListener(address, this.#accept, (error) => {
+      this.#logger.error({ error, listen: formatListenAddress(address) }, 'accepting failed')
+    })
+    if (this.#closing !== undefined) {
+      await listener.close()
+      this.#refuseWhenClosing()
+    }
+    this.#listeners.push(listener)
+    this.#stallTimer ??= setInterval(
+      this.#dropStalled,
+      Math.ceil(this.#limits.stallMs / STALL_CHECKS),
+    ).unref()
+    this.#logger.info({ listen: formatListenAddress(listener.address) }, 'NBD listening')
+    return listener.address
+  }
+
+  /** Stops accepting, lets requests in flight finish, closes every connection; bounded by `closeMs`. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    clearInterval(this.#stallTimer)
+    const listenersClosed = this.#listeners.map((listener) => listener.close())
+    for (const connection of this.#connections) connection.shutDown()
+    await this.#emptyOrLate()
+    for (const connection of this.#connections) {
+      this.#logger.warn({ ...connection.status }, 'connection cut at the end of the closing time')
+      connection.destroy()
+    }
+    await Promise.all(listenersClosed)
+  }
+
+  /** Waits until the last connection is closed and its requests done, but no longer than `closeMs`. */
+  #emptyOrLate(): Promise<void> {
+    if (this.#connections.size === 0) return Promise.resolve()
+    return new Promise((resolve) => {
+      const late = setTimeout(resolve, this.#limits.closeMs)
+      this.#whenEmpty = () => {
+        clearTimeout(late)
+        resolve()
+      }
+    })
+  }
+
+  #refuseWhenClosing(): void {
+    if (this.#closing === undefined) return
+    throw new Fault('SHUTDOWN', 'the NBD server is closed', { remedy: 'start a new one' })
+  }
+
+  readonly #accept = (socket: net.Socket): void => {
+    if (this.#closing !== undefined || this.#connections.size >= this.#limits.connections) {
+      if (this.#closing === undefined)
+        this.#logger.warn({ limit: this.#limits.connections }, 'too many connections, one refused')
+      socket.destroy()
+      return
+    }
+    this.#connections.add(new Connection(socket, this.#nextId, this.#connectionOptions))
+    this.#nextId += 1
+  }
+
+  readonly #onClosed = (connection: Connection): void => {
+    this.#connections.delete(connection)
+    this.#stalls.delete(connection)
+    if (this.#connections.size === 0) this.#whenEmpty?.()
+  }
+
+  readonly #dropStalled = (): void => {
+    if (!this.#share.contended) {
+      this.#stalls.clear()
+      return
+    }
+    for (const connection of this.#connections) {
+      const seen = this.#stalls.get(connection)
+      if (!connection.holdsUpMemory || seen?.steps !== connection.steps) {
+        this.#stalls.set(connection, { steps: connection.steps, checks: 0 })
+        continue
+      }
+      seen.checks += 1
+      if (seen.checks < STALL_CHECKS) continue
+      this.#logger.warn({ ...connection.status }, 'stalled client dropped: others need its memory')
+      connection.destroy()
+    }
+  }
+}
