@@ -102,12 +102,20 @@ export class BufferPool {
       list.push(new PoolSlot(Buffer.from(memory, at, size)))
   }
 
-  /** Forgets large free slots, each of which owns its memory whole. Slabs of small slots stay: they recur. */
+  /** Forgets the memory of slabs of which no slot is held. */
   #dropFree(): void {
     for (const [size, list] of this.#free) {
-      if (size < SLAB) continue
-      this.#allocated -= size * list.length
+      const freeSlots = new Map<ArrayBufferLike, number>()
+      for (const { bytes } of list)
+        freeSlots.set(bytes.buffer, (freeSlots.get(bytes.buffer) ?? 0) + 1)
+      const isUnused = (memory: ArrayBufferLike) =>
+        (freeSlots.get(memory) ?? 0) * size === memory.byteLength
+      for (const memory of freeSlots.keys())
+        if (isUnused(memory)) this.#allocated -= memory.byteLength
+      // In place: the caller may be about to fill this very list.
+      const kept = list.filter(({ bytes }) => !isUnused(bytes.buffer))
       list.length = 0
+      for (const slot of kept) list.push(slot)
     }
   }
 }
