@@ -86,6 +86,10 @@ export class Child {
     return this.#stderr
   }
 
+  get ended(): boolean {
+    return this.#exit !== undefined
+  }
+
   signal(signal: NodeJS.Signals): void {
     this.#process.kill(signal)
   }

@@ -86,6 +86,21 @@ export class QmpClient {
     })
   }
 
+  /** Resolves when more than `count` events have arrived. */
+  eventAfter(count: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const look = (): void => {
+        const came = this.events.length > count
+        if (!came && !this.#socket.destroyed) return
+        this.#eventWatchers.delete(look)
+        if (came) resolve()
+        else reject(new Error('closed before another event'))
+      }
+      this.#eventWatchers.add(look)
+      look()
+    })
+  }
+
   close(): void {
     this.#socket.destroy()
   }

@@ -1,0 +1,110 @@
+/**
+ * Who is compared in replication: QEMU's pair and colotap's, and the same software without a second side. Both sides
+ * of a pair run on this machine and share its cores, disk and page cache; the link is TCP on loopback.
+ */
+
+import path from 'node:path'
+import { mustRun } from '../test/support/child.ts'
+import { ProgramScope, tempDirectory, type Scope } from '../test/support/scope.ts'
+import { startColotapPair } from './colotap-pair.ts'
+import { colotapOn } from './contenders.ts'
+import type { Effort } from './effort.ts'
+import type { Workload } from './fio.ts'
+import type { Pair } from './pair.ts'
+import { startLoneQemu, startQemuPair } from './qemu-pair.ts'
+import { COLOTAP } from './table.ts'
+
+export const MIB = 1024 ** 2
+/** Bytes of the image, and the part of it that an epoch dirties. */
+const IMAGE_SIZE = 1024 * MIB
+export const WORKING_SET = 256 * MIB
+
+export const QEMU = 'QEMU COLO'
+export const QEMU_ALONE = 'QEMU alone'
+export const COLOTAP_ALONE = 'colotap alone'
+export const COLOTAP_MEMORY = 'colotap, durability=memory'
+
+export interface Subject {
+  readonly name: string
+  /** Starts it on fresh images. */
+  start(scope: Scope, directory: string): Promise<Pair>
+}
+
+export const SUBJECTS: readonly Subject[] = [
+  {
+    name: QEMU_ALONE,
+    start: async (scope, directory) =>
+      alone(await startLoneQemu(scope, (await images(scope, directory))[0])),
+  },
+  {
+    name: QEMU,
+    start: async (scope, directory) =>
+      startQemuPair(scope, ...(await images(scope, directory)), IMAGE_SIZE),
+  },
+  { name: COLOTAP_ALONE, start: loneColotap },
+  { name: COLOTAP, start: (scope, directory) => colotapPair(scope, directory) },
+  {
+    name: COLOTAP_MEMORY,
+    start: async (scope, directory) => colotapPair(scope, directory, ['durability=memory']),
+  },
+]
+
+async function colotapPair(scope: Scope, directory: string, settings?: string[]): Promise<Pair> {
+  return startColotapPair(scope, ...(await images(scope, directory)), settings)
+}
+
+async function loneColotap(scope: Scope, directory: string): Promise<Pair> {
+  const aio = colotapOn((image) => `aio:${image}`)
+  return alone(await aio.start(scope, (await images(scope, directory))[0]))
+}
+
+function alone(uri: string): Pair {
+  return { uri, checkpoint: () => Promise.resolve({ milliseconds: Number.NaN }) }
+}
+
+/** Two equal images, every block allocated and in the page cache. */
+export async function images(scope: Scope, directory: string): Promise<[string, string]> {
+  const pair: [string, string] = [
+    path.join(directory, 'primary.img'),
+    path.join(directory, 'secondary.img'),
+  ]
+  for (const image of pair) {
+    await mustRun(
+      scope,
+      'dd',
+      ['if=/dev/zero', `of=${image}`, 'bs=1M', `count=${IMAGE_SIZE / MIB}`, 'status=none'],
+      { patienceMs: 600_000 },
+    )
+  }
+  await mustRun(scope, 'sync', [], { patienceMs: 600_000 })
+  return pair
+}
+
+export function write(
+  name: string,
+  blockKiB: Workload['blockKiB'],
+  depth: number,
+  more: Partial<Workload> = {},
+): Workload {
+  return {
+    ...{ name, rw: blockKiB === 4 ? 'randwrite' : 'write', blockKiB, depth, size: WORKING_SET },
+    unit: blockKiB === 4 ? 'kIOPS' : 'GB/s',
+    ...more,
+  }
+}
+
+export const DIRTY_ALL = write('fill', 256, 8, { bytes: WORKING_SET })
+/** Starts the subject on fresh images, lets `use` work with it, and clears everything away. */
+export async function withSubject(
+  effort: Effort,
+  subject: Subject,
+  use: (scope: Scope, pair: Pair) => Promise<void>,
+): Promise<void> {
+  const scope = new ProgramScope()
+  try {
+    const directory = await tempDirectory(scope, effort.directory)
+    await use(scope, await subject.start(scope, directory))
+  } finally {
+    await scope.end()
+  }
+}

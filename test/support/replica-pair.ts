@@ -1,0 +1,97 @@
+/** Two colotap servers that replicate one group of disks, as processes of their own. */
+
+import { mkdir } from 'node:fs/promises'
+import path from 'node:path'
+import { serveColotap, type ColotapServer } from './colotap.ts'
+import { createEmptyImage } from './images.ts'
+import type { QmpClient } from './qmp.ts'
+import { freePorts, tempDirectory, type Scope } from './scope.ts'
+
+export interface ReplicaHost {
+  readonly server: ColotapServer
+  readonly qmp: QmpClient
+  /** Paths of the images, by disk. */
+  readonly images: Readonly<Record<string, string>>
+}
+
+export interface ReplicaPair {
+  readonly port: number
+  readonly primary: ReplicaHost
+  readonly secondary: ReplicaHost
+}
+
+export interface PairOptions {
+  readonly mode: 'colo' | 'remus'
+  /** Sizes in bytes, by disk. */
+  readonly disks: Readonly<Record<string, number>>
+  /** Further settings of both sides, such as `timeout=1000`. */
+  readonly settings?: readonly string[]
+}
+
+/** Starts a pair from equal, empty images and awaits its protection. */
+export async function startPair(scope: Scope, options: PairOptions): Promise<ReplicaPair> {
+  const [port] = await freePorts(1)
+  if (port === undefined) throw new Error('no free port')
+  const directory = await tempDirectory(scope)
+  const secondary = await startHost(scope, options, directory, 'secondary', port)
+  const primary = await startHost(scope, options, directory, 'primary', port)
+  await protection(primary.qmp, 'protected')
+  return { port, primary, secondary }
+}
+
+export async function startHost(
+  scope: Scope,
+  { mode, disks, settings = [] }: PairOptions,
+  parent: string,
+  role: 'primary' | 'secondary',
+  port: number,
+): Promise<ReplicaHost> {
+  const directory = path.join(parent, role)
+  await mkdir(directory)
+  const images: Record<string, string> = {}
+  const exports: Record<string, string> = {}
+  for (const [name, size] of Object.entries(disks)) {
+    const image = path.join(directory, `${name}.img`)
+    await createEmptyImage(image, size)
+    images[name] = image
+    const query = [`role=${role}`, 'group=test', ...settings].join('&')
+    exports[name] = `${mode}:127.0.0.1:${port}?${query}|aio:${image}`
+  }
+  const server = await serveColotap(scope, { exports, directory })
+  return { server, qmp: await server.qmp(), images }
+}
+
+export interface GroupState {
+  readonly role: string
+  readonly protection: string
+  readonly reason: string | null
+  readonly checkpoint: number
+  readonly durable: boolean
+  readonly error: string | null
+}
+
+export async function groupState(qmp: QmpClient): Promise<GroupState> {
+  const { groups } = (await qmp.execute('replication-status')) as { groups: GroupState[] }
+  const [group] = groups
+  if (group === undefined) throw new Error('the server has no group')
+  return group
+}
+
+/** Resolves when the group's protection is `wanted`, now or by an event. */
+export async function protection(qmp: QmpClient, wanted: string): Promise<void> {
+  await until(qmp, async () => (await groupState(qmp)).protection === wanted)
+}
+
+/** Resolves when this side knows that the link is gone. */
+export async function linkLost(qmp: QmpClient): Promise<void> {
+  await until(qmp, async () => (await groupState(qmp)).protection !== 'protected')
+}
+
+/** Asks again after each event, so nothing that happens between question and wait is missed. */
+async function until(qmp: QmpClient, holds: () => Promise<boolean>): Promise<void> {
+  for (;;) {
+    const seen = qmp.events.length
+    if (await holds()) return
+    await qmp.eventAfter(seen)
+  }
+}
