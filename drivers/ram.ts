@@ -21,7 +21,7 @@ import { Fault } from '../core/fault.ts'
 import { GiB, KiB, MiB, parseSize } from '../core/units.ts'
 import type { Driver } from './driver.ts'
 
-const PAGE = 64 * KiB
+const PAGE = 16 * KiB
 /** Bytes that one status() looks at: a longer look would keep everybody else waiting. */
 const STATUS_LIMIT = 4 * GiB
 

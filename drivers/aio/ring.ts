@@ -8,8 +8,8 @@
  *  - Both queues hold at most SLOTS entries, and no more slots than that exist: neither can overflow.
  *  - A thread that sleeps has counted itself idle before it looked at the queue for the last time, and the main
  *    thread publishes a request before it looks at that count: no request is left behind sleeping threads.
- *  - After a completion is published, either the doorbell is rung or a ring that the main thread has not answered is
- *    still on its way.
+ *  - A thread that has published completions asks mustRing() before it sleeps or does what may take long; after that,
+ *    the doorbell was rung or a ring that the main thread has not answered is still on its way.
  */
 
 import { assert } from '../../core/assert.ts'
@@ -191,12 +191,16 @@ export class Ring {
     return this.#field(slot, FLAGS)
   }
 
-  /** Publishes the outcome; true when the caller must ring the doorbell. */
-  complete(slot: number, result: number, stoppedAt: number): boolean {
+  /** Publishes the outcome. */
+  complete(slot: number, result: number, stoppedAt: number): void {
     this.#fields[slot * FIELDS + RESULT] = result
     this.#fields[slot * FIELDS + STOPPED_AT] = stoppedAt
     const position = Atomics.add(this.#header, COMPLETED, 1)
     Atomics.store(this.#completions, position & (SLOTS - 1), slot + 1)
+  }
+
+  /** Whether the caller, having completed something, has to ring the doorbell: no ring is on its way. */
+  mustRing(): boolean {
     return Atomics.exchange(this.#header, RUNG, 1) === 0
   }
 
