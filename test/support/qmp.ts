@@ -38,7 +38,9 @@ export class QmpClient {
 
   private constructor(socket: net.Socket) {
     this.#socket = socket
-    createInterface({ input: socket }).on('line', (line) => this.#receive(line))
+    const lines = createInterface({ input: socket }).on('line', (line) => this.#receive(line))
+    // The interface repeats the socket's errors, which are heard below.
+    lines.on('error', () => undefined)
     socket.on('close', () => this.#fail(new Error('the QMP server closed the connection')))
     socket.on('error', (error) => this.#fail(error))
   }
