@@ -33,17 +33,22 @@ export class QmpClient {
   readonly #framer = new JsonFramer(MAX_MESSAGE)
   readonly #waiting: Waiting[] = []
   readonly #onEvent: (event: ReceivedEvent) => void
-  /** Resolves when the connection has ended, whoever ended it. */
-  readonly closed: Promise<void>
+  /** Resolves when the connection has ended: with the reason, unless close() ended it. */
+  readonly ended: Promise<Fault | undefined>
   #failure: Fault | undefined
+  #closed = false
 
   private constructor(socket: Socket, path: string, onEvent: (event: ReceivedEvent) => void) {
     this.#socket = socket
     this.#path = path
     this.#onEvent = onEvent
-    this.closed = new Promise((done) => socket.once('close', () => done()))
     socket.on('error', (error) => this.#fail(`the control connection failed: ${error.message}`))
-    socket.on('close', () => this.#fail('the server closed the control connection'))
+    this.ended = new Promise((done) => {
+      socket.on('close', () => {
+        this.#fail('the server closed the control connection')
+        done(this.#closed ? undefined : this.#failure)
+      })
+    })
     socket.on('data', (chunk) => this.#receive(chunk))
   }
 
@@ -84,8 +89,9 @@ export class QmpClient {
 
   /** Ends the connection; commands still waiting for their reply fail. */
   async close(): Promise<void> {
+    this.#closed = true
     this.#socket.destroy()
-    await this.closed
+    await this.ended
   }
 
   #next(): Promise<Message> {

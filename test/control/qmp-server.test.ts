@@ -225,7 +225,7 @@ void t.test('closing gives the running command its reply, and ends idle clients'
   const reply = busy.execute('replication-checkpoint')
   await begun
   const closed = server.close()
-  await idle.closed
+  t.match(await idle.ended, { code: 'LINK_LOST' })
   await t.rejects(idle.execute('query-version'), { code: 'LINK_LOST' })
   commit(await group.commit())
   t.match(await reply, { checkpoint: 1 })

@@ -1,0 +1,95 @@
+/**
+ * The command line: chooses the subcommand and turns its outcome into an exit code.
+ *
+ * Invariant: 0 is done; 1 is failed, with one line on standard error that says what, where and what to do; 2 is a
+ * command line that was not understood, with one line as well.
+ */
+
+import { Fault } from '../core/fault.ts'
+import { checkpoint, events, promote, status } from './ask-server.ts'
+import { closest } from './closest.ts'
+import {
+  columns,
+  helpOf,
+  parse,
+  UsageError,
+  type Subcommand,
+  type Terminal,
+} from './command-line.ts'
+import { demo } from './demo.ts'
+import { serve } from './serve.ts'
+import { version } from './version.ts'
+
+const SUBCOMMANDS: readonly Subcommand[] = [
+  serve,
+  status,
+  checkpoint,
+  promote,
+  events,
+  demo,
+  version,
+]
+
+/** Runs the command line; the process exits with its code when nothing is left to do. */
+export async function main(args: readonly string[] = process.argv.slice(2)): Promise<void> {
+  // Whoever reads the output may stop reading: that is no failure of the command.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+  })
+  const terminal: Terminal = {
+    print: (text) => process.stdout.write(`${text}\n`),
+    env: process.env,
+    uid: process.getuid?.() ?? -1,
+  }
+  const { code, complaint } = await outcome(args, terminal)
+  if (complaint !== undefined) process.stderr.write(`colotap: ${complaint}\n`)
+  process.exitCode = code
+}
+
+interface Outcome {
+  readonly code: 0 | 1 | 2
+  readonly complaint?: string
+}
+
+/** The same without a process, for main() and for tests. */
+export async function outcome(args: readonly string[], terminal: Terminal): Promise<Outcome> {
+  try {
+    await dispatch(args, terminal)
+    return { code: 0 }
+  } catch (error) {
+    if (error instanceof UsageError) return { code: 2, complaint: error.message }
+    if (error instanceof Fault) return { code: 1, complaint: error.message }
+    const stack = error instanceof Error ? (error.stack ?? error.message) : String(error)
+    return { code: 1, complaint: `a bug in colotap: ${stack}` }
+  }
+}
+
+async function dispatch([first, ...rest]: readonly string[], terminal: Terminal): Promise<void> {
+  if (first === undefined) throw new UsageError('no command is given (see: colotap --help)')
+  if (first === '--help' || first === '-h' || (first === 'help' && rest.length === 0)) {
+    terminal.print(overview())
+    return
+  }
+  const name = first === '--version' ? 'version' : first === 'help' ? rest[0] : first
+  const command = SUBCOMMANDS.find((candidate) => candidate.name === name)
+  if (command === undefined) throw unknownCommand(name ?? '')
+  const given = first === 'help' ? 'help' : parse(command, rest)
+  if (given === 'help') terminal.print(helpOf(command))
+  else await command.run(given, terminal)
+}
+
+function unknownCommand(name: string): UsageError {
+  const what = name.startsWith('-') ? 'option' : 'command'
+  const meant = closest(name, [
+    ...SUBCOMMANDS.map((command) => command.name),
+    '--help',
+    '--version',
+  ])
+  const hint = meant === undefined ? '' : `, did you mean "${meant}"?`
+  return new UsageError(`unknown ${what} "${name}"${hint} (see: colotap --help)`)
+}
+
+function overview(): string {
+  const rows = SUBCOMMANDS.map(({ name, summary }) => [name, summary] as const)
+  return `usage: colotap COMMAND [OPTIONS]\n\n${columns(rows)}\n\n"colotap COMMAND --help" describes a command.`
+}

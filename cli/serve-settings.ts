@@ -1,0 +1,113 @@
+/**
+ * What `colotap serve` is to do: its flags and its configuration file, made one and checked.
+ * Lists of the two add up; for everything else the flag wins.
+ */
+
+import { isLoopback } from '../core/address.ts'
+import { Fault } from '../core/fault.ts'
+import { formatListenAddress, parseListenAddress, type ListenAddress } from '../nbd/address.ts'
+import { usageError, type Given, type Subcommand, type Terminal } from './command-line.ts'
+import type { ExportConfig, ServeConfig } from './config-file.ts'
+import { defaultControlPath } from './control-socket.ts'
+
+export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const
+export type LogLevel = (typeof LOG_LEVELS)[number]
+
+export interface ExportSettings {
+  readonly name: string
+  readonly pipeline: string
+  readonly description: string
+  readonly readOnly: boolean
+}
+
+export interface ServeSettings {
+  readonly exports: readonly ExportSettings[]
+  readonly listen: readonly ListenAddress[]
+  readonly control: string
+  readonly logLevel: LogLevel
+  /** Whether addresses beyond loopback are allowed without encryption. */
+  readonly insecure: boolean
+}
+
+/** The protocol's limit on a name (NBD, "String values"), in bytes. */
+const LONGEST_NAME = 4096
+
+/** @throws UsageError or Fault */
+export function settingsOf(
+  command: Subcommand,
+  given: Given,
+  config: ServeConfig,
+  terminal: Terminal,
+): ServeSettings {
+  const readOnly = given.has('read-only') || config.readOnly === true
+  const insecure = given.has('insecure') || config.insecure === true
+  const flags = given.values('export').map((text) => parseExport(command, text))
+  const exports = [...config.exports, ...flags].map((each) => exportSettings(each, readOnly))
+  const listen = [...config.listen, ...given.values('listen')].map(parseListenAddress)
+  if (exports.length === 0) {
+    throw usageError(command, 'nothing to serve: give --export NAME=PIPELINE or --config FILE')
+  }
+  if (listen.length === 0) {
+    throw usageError(command, 'nowhere to serve: give --listen unix:PATH or --listen tcp:HOST:PORT')
+  }
+  refuseTwins(exports)
+  if (!insecure) for (const address of listen) refuseExposure(address)
+  return {
+    exports,
+    listen,
+    insecure,
+    control: given.value('control') ?? config.control ?? defaultControlPath(terminal),
+    logLevel: logLevel(given.value('log-level') ?? config.logLevel ?? 'info'),
+  }
+}
+
+function parseExport(command: Subcommand, text: string): ExportConfig {
+  const split = text.indexOf('=')
+  if (split < 0) throw usageError(command, `--export "${text}" is not NAME=PIPELINE`)
+  return { name: text.slice(0, split), pipeline: text.slice(split + 1) }
+}
+
+function exportSettings(config: ExportConfig, allReadOnly: boolean): ExportSettings {
+  const { name, pipeline, description = '', readOnly = false } = config
+  const wrong = objectionToName(name)
+  if (wrong !== undefined) {
+    throw new Fault('INVALID', `an export's name ${wrong}`, { where: `${name}=${pipeline}` })
+  }
+  return { name, pipeline, description, readOnly: readOnly || allReadOnly }
+}
+
+function objectionToName(name: string): string | undefined {
+  if (name === '') return 'must not be empty'
+  if (Buffer.byteLength(name) > LONGEST_NAME) return `is longer than ${LONGEST_NAME} bytes`
+  if (/\p{Cc}/u.test(name)) return 'must not contain control characters'
+  return undefined
+}
+
+function refuseTwins(exports: readonly ExportSettings[]): void {
+  const names = new Set<string>()
+  for (const { name } of exports) {
+    if (names.has(name)) {
+      throw new Fault('INVALID', `two exports are named "${name}"`, {
+        remedy: 'give each its own name',
+      })
+    }
+    names.add(name)
+  }
+}
+
+function refuseExposure(address: ListenAddress): void {
+  if (address.kind === 'unix' || isLoopback(address.host)) return
+  throw new Fault('NOT_PERMITTED', 'NBD would be served beyond this machine without encryption', {
+    where: formatListenAddress(address),
+    remedy:
+      'listen on loopback or a unix socket behind a tunnel, or accept the risk with --insecure',
+  })
+}
+
+function logLevel(text: string): LogLevel {
+  const level = LOG_LEVELS.find((candidate) => candidate === text)
+  if (level !== undefined) return level
+  throw new Fault('INVALID', `no log level is named "${text}"`, {
+    remedy: `choose ${LOG_LEVELS.join(', ')}`,
+  })
+}

@@ -1,0 +1,63 @@
+/** The status of replication groups and exports in words, for people. */
+
+import type { ExportSummary } from '../control/commands.ts'
+import { formatSize } from '../core/units.ts'
+import type { DiskStatus, GroupStatus, Protection } from '../replication/group.ts'
+import { columns } from './command-line.ts'
+
+/** What the state means for the operator, and what can be done about it. */
+const ADVICE: Readonly<Record<Protection, string | undefined>> = {
+  protected: undefined,
+  unprotected:
+    'writes are kept here only: bring the secondary or its link back, and it catches up by itself',
+  connecting: 'the peer has not answered yet: see that it runs, and that its address is right',
+  resyncing: 'the copy is being completed: nothing to do',
+  frozen: 'no write is acknowledged: restore the link, or promote the other side',
+  inconsistent:
+    'this copy is a mixture and cannot be used: let a resync from the other side finish',
+}
+
+export function groupText(status: GroupStatus): string {
+  const { group, mode, role, protection, reason, checkpoint, term, durable, peer } = status
+  const served = role === 'active' ? 'active (serving alone)' : role
+  const kept = durable ? 'survives a crash of the secondary' : 'held in memory by the secondary'
+  const advice = role === 'active' && protection === 'unprotected' ? undefined : ADVICE[protection]
+  const rows: [string, string][] = [
+    ['protection', reason === null ? protection : `${protection}: ${reason}`],
+    ...(advice === undefined ? [] : [['', advice] as [string, string]]),
+    ['checkpoint', `${checkpoint === 0 ? 'none yet' : String(checkpoint)}, term ${term}; ${kept}`],
+    ['peer', peer ?? 'none connected'],
+    ...(status.ramdiskBytes > 0
+      ? [['held', `${formatSize(status.ramdiskBytes)} of epochs in memory`] as [string, string]]
+      : []),
+    ...status.disks.map((disk): [string, string] => [`disk ${disk.name}`, diskText(disk)]),
+    ...(status.error === null ? [] : [['error', status.error] as [string, string]]),
+  ]
+  return `group ${group} (${mode}): ${served}, ${protection}\n${columns(rows)}`
+}
+
+function diskText({ size, dirtyBytes }: DiskStatus): string {
+  const changed =
+    dirtyBytes === 0 ? 'unchanged' : `${formatSize(dirtyBytes)} changed or possibly changed`
+  return `${formatSize(size)}, ${changed} since the checkpoint`
+}
+
+export function exportsText(exports: readonly ExportSummary[]): string {
+  const rows = exports.map(({ name, size, readOnly, connections }): [string, string] => [
+    name,
+    `${formatSize(size)}${readOnly ? ', read-only' : ''}, ${clients(connections)}`,
+  ])
+  return `exports\n${columns(rows)}`
+}
+
+function clients(count: number): string {
+  if (count === 0) return 'no client'
+  return count === 1 ? '1 client' : `${count} clients`
+}
+
+/** Microseconds as people say them. */
+export function formatTime(microseconds: number): string {
+  if (microseconds < 1000) return `${microseconds} µs`
+  if (microseconds < 1e6) return `${(microseconds / 1000).toFixed(1)} ms`
+  return `${(microseconds / 1e6).toFixed(2)} s`
+}

@@ -1,0 +1,107 @@
+import t from 'tap'
+
+import { Given, UsageError } from '../../cli/command-line.ts'
+import type { ServeConfig } from '../../cli/config-file.ts'
+import { defaultControlPath } from '../../cli/control-socket.ts'
+import { settingsOf, type ServeSettings } from '../../cli/serve-settings.ts'
+import { serve } from '../../cli/serve.ts'
+
+const NO_FILE: ServeConfig = { exports: [], listen: [] }
+const TERMINAL = { print: () => undefined, env: {}, uid: 0 }
+const UNIX = 'unix:/run/nbd.sock'
+
+function settings(flags: Record<string, string[]>, config: ServeConfig = NO_FILE): ServeSettings {
+  return settingsOf(serve, new Given(new Map(Object.entries(flags)), undefined), config, TERMINAL)
+}
+
+void t.test('flags alone are enough', (t) => {
+  const flags = { export: ['a=aio:/srv/a=b.img', 'b=ram:1M'], listen: [UNIX, 'tcp:[::1]:0'] }
+  t.strictSame(settings(flags), {
+    exports: [
+      { name: 'a', pipeline: 'aio:/srv/a=b.img', description: '', readOnly: false },
+      { name: 'b', pipeline: 'ram:1M', description: '', readOnly: false },
+    ],
+    listen: [
+      { kind: 'unix', path: '/run/nbd.sock' },
+      { kind: 'tcp', host: '::1', port: 0 },
+    ],
+    control: '/run/colotap/control.sock',
+    logLevel: 'info',
+    insecure: false,
+  })
+  t.end()
+})
+
+void t.test('lists of the file and the flags add up, and else the flag wins', (t) => {
+  const file: ServeConfig = {
+    exports: [{ name: 'a', pipeline: 'ram:1M', readOnly: true }],
+    listen: [UNIX],
+    control: '/file.sock',
+    logLevel: 'warn',
+  }
+  t.match(settings({}, file), {
+    exports: [{ name: 'a', readOnly: true }],
+    control: '/file.sock',
+    logLevel: 'warn',
+  })
+  const both = settings(
+    {
+      export: ['b=ram:2M'],
+      listen: ['tcp:127.0.0.1:1'],
+      control: ['/flag.sock'],
+      'log-level': ['error'],
+    },
+    file,
+  )
+  t.match(both, { control: '/flag.sock', logLevel: 'error' })
+  t.same(
+    both.exports.map(({ name, readOnly }) => [name, readOnly]),
+    [
+      ['a', true],
+      ['b', false],
+    ],
+  )
+  t.equal(both.listen.length, 2)
+  t.ok(settings({ 'read-only': [''], export: ['b=ram:2M'] }, file).exports.every((e) => e.readOnly))
+  t.ok(settings({}, { ...file, readOnly: true, insecure: true }).insecure)
+  t.end()
+})
+
+void t.test('settings that cannot be meant are refused', (t) => {
+  const cases: [string, Record<string, string[]>, RegExp][] = [
+    ['nothing to serve', { listen: [UNIX] }, /nothing to serve.*--export NAME=PIPELINE/],
+    ['nowhere to serve', { export: ['a=ram:1M'] }, /nowhere to serve.*--listen/],
+    ['no pipeline', { export: ['a'], listen: [UNIX] }, /"a" is not NAME=PIPELINE/],
+    ['no name', { export: ['=ram:1M'], listen: [UNIX] }, /must not be empty/],
+    ['a long name', { export: [`${'x'.repeat(4097)}=ram:1M`], listen: [UNIX] }, /4096 bytes/],
+    ['a line feed', { export: ['a\nb=ram:1M'], listen: [UNIX] }, /control characters/],
+    ['twins', { export: ['a=ram:1M', 'a=ram:2M'], listen: [UNIX] }, /two exports are named "a"/],
+    ['a bad address', { export: ['a=ram:1M'], listen: ['pigeon:7'] }, /pigeon/],
+    [
+      'a bad level',
+      { export: ['a=ram:1M'], listen: [UNIX], 'log-level': ['loud'] },
+      /"loud".*debug/,
+    ],
+    ['exposure', { export: ['a=ram:1M'], listen: ['tcp:0.0.0.0:1'] }, /0\.0\.0\.0:1.*--insecure/],
+    ['exposure', { export: ['a=ram:1M'], listen: ['tcp:[::]:1'] }, /--insecure/],
+    ['a name may be anywhere', { export: ['a=ram:1M'], listen: ['tcp:host:1'] }, /--insecure/],
+  ]
+  for (const [why, flags, message] of cases) t.throws(() => settings(flags), { message }, why)
+  t.throws(() => settings({ listen: [UNIX] }), UsageError)
+  const exposed = { export: ['a=ram:1M'], listen: ['tcp:0.0.0.0:1'], insecure: [''] }
+  t.match(settings(exposed).listen, [{ host: '0.0.0.0' }])
+  t.end()
+})
+
+void t.test('the control socket is where the commands look for it', (t) => {
+  const cases: [number, string | undefined, string][] = [
+    [0, undefined, '/run/colotap/control.sock'],
+    [0, '/run/user/0', '/run/colotap/control.sock'],
+    [1000, '/run/user/1000', '/run/user/1000/colotap/control.sock'],
+    [1000, '', '/run/colotap/control.sock'],
+    [1000, undefined, '/run/colotap/control.sock'],
+  ]
+  for (const [uid, folder, path] of cases)
+    t.equal(defaultControlPath({ uid, env: { XDG_RUNTIME_DIR: folder } }), path)
+  t.end()
+})
