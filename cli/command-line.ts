@@ -18,7 +18,7 @@ export interface OptionSpec {
   readonly meaning: string
 }
 
-export type OptionTable = Readonly<Record<string, OptionSpec>>
+type OptionTable = Readonly<Record<string, OptionSpec>>
 
 /** What a subcommand may use of the world. */
 export interface Terminal {

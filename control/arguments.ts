@@ -14,7 +14,7 @@ interface Described {
   readonly optional?: true
 }
 
-export type ArgumentSpec =
+type ArgumentSpec =
   | (Described & { readonly type: 'boolean' })
   | (Described & { readonly type: 'integer'; readonly min: number; readonly max: number })
   | (Described & { readonly type: 'string' })
