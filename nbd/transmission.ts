@@ -221,7 +221,8 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
   }
 
   /** NBD_OK, or the error for a request that must not reach the device; one test per line. */
-  #objection({ type, flags, length }: RequestHeader): number {
+  #objection(header: RequestHeader): number {
+    const { type, flags, length } = header
     const { can, geometry } = this.#device
     if (this.#stopping) return NBD_ESHUTDOWN
     if ((flags & ~allowedFlags(type, this.#device)) !== 0) return NBD_EINVAL
@@ -230,7 +231,7 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
       case NBD_CMD_WRITE:
         if (type === NBD_CMD_WRITE && geometry.readOnly) return NBD_EPERM
         if (length > maxPayload(this.#device)) return NBD_EINVAL
-        return this.#options.share.exceedsPool(length + SIMPLE_REPLY_SIZE) ? NBD_ENOMEM : NBD_OK
+        return this.#options.share.exceedsPool(memoryFor(header)) ? NBD_ENOMEM : NBD_OK
       case NBD_CMD_FLUSH:
         return can.flush ? NBD_OK : NBD_EINVAL
       case NBD_CMD_TRIM:
