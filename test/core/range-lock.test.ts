@@ -44,7 +44,7 @@ void t.test(
   'held ranges never overlap, overlapping ones are granted in order, and all in the end',
   async (t) => {
     await fc.assert(
-      fc.asyncProperty(fc.array(step, { maxLength: 40 }), async (steps) => {
+      fc.asyncProperty(fc.array(step, { maxLength: 40, size: 'max' }), async (steps) => {
         const lock = new RangeLock()
         const held: { ticket: RangeTicket; order: number }[] = []
         const waiting = new Set<{ at: number; end: number; order: number }>()

@@ -4,7 +4,7 @@ import { RangeSet } from '../../core/range-set.ts'
 
 const SPAN = 200
 const range = fc.tuple(fc.nat(SPAN), fc.nat(40))
-const changes = fc.array(fc.tuple(fc.boolean(), range), { maxLength: 60 })
+const changes = fc.array(fc.tuple(fc.boolean(), range), { maxLength: 60, size: 'max' })
 
 /** The runs of ones in [at, at + length) of `bits`, as `within` gives them. */
 function runsOf(bits: Uint8Array, at = 0, length = bits.length) {

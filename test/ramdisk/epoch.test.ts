@@ -79,25 +79,29 @@ function compare(epoch: Epoch, model: Model, at: number, length: number): void {
 
 void t.test('an epoch answers as an array of bytes would, after any changes', (t) => {
   fc.assert(
-    fc.property(fc.array(change, { maxLength: 40 }), fc.array(sectors), (changes, reads) => {
-      const memory = new PageMemory(64 * MiB)
-      const epoch = new Epoch(memory, SIZE)
-      const model = new Model()
-      changes.forEach((change, index) => {
-        const data = tagged(index + 1, rangeOf(change).length)
-        apply(epoch, change, data)
-        model.apply(change, data)
-        if (epoch.bytes + epoch.zeroBytes !== model.heldBytes) throw new Error('other sum')
-        if (epoch.isEmpty !== (model.heldBytes === 0)) throw new Error('emptiness')
-        if (epoch.isEmpty && memory.bytesInUse !== 0) throw new Error('an empty one holds memory')
-      })
-      for (const read of [...reads, ...changes, { first: 0, count: SECTORS }]) {
-        const { at, length } = rangeOf(read)
-        compare(epoch, model, at, length)
-      }
-      epoch.release()
-      if (memory.bytesInUse !== 0) throw new Error('memory is still in use')
-    }),
+    fc.property(
+      fc.array(change, { maxLength: 40, size: 'max' }),
+      fc.array(sectors),
+      (changes, reads) => {
+        const memory = new PageMemory(64 * MiB)
+        const epoch = new Epoch(memory, SIZE)
+        const model = new Model()
+        changes.forEach((change, index) => {
+          const data = tagged(index + 1, rangeOf(change).length)
+          apply(epoch, change, data)
+          model.apply(change, data)
+          if (epoch.bytes + epoch.zeroBytes !== model.heldBytes) throw new Error('other sum')
+          if (epoch.isEmpty !== (model.heldBytes === 0)) throw new Error('emptiness')
+          if (epoch.isEmpty && memory.bytesInUse !== 0) throw new Error('an empty one holds memory')
+        })
+        for (const read of [...reads, ...changes, { first: 0, count: SECTORS }]) {
+          const { at, length } = rangeOf(read)
+          compare(epoch, model, at, length)
+        }
+        epoch.release()
+        if (memory.bytesInUse !== 0) throw new Error('memory is still in use')
+      },
+    ),
     { numRuns: 300 },
   )
   t.end()
@@ -108,32 +112,37 @@ void t.test(
   (t) => {
     const most = fc.integer({ min: 1, max: 40 }).map((count) => count * SECTOR)
     fc.assert(
-      fc.property(fc.array(change, { maxLength: 20 }), most, most, (changes, data, zeroes) => {
-        const epoch = new Epoch(new PageMemory(64 * MiB), SIZE)
-        const model = new Model()
-        changes.forEach((change, index) => {
-          const data = tagged(index + 1, rangeOf(change).length)
-          apply(epoch, change, data)
-          model.apply(change, data)
-        })
-        const seen = new Uint8Array(SECTORS)
-        let sums: Record<HeldKind, number> = { data: 0, punched: 0, kept: 0 }
-        let from = 0
-        for (;;) {
-          const run = epoch.next(from, SIZE, data, zeroes)
-          if (run === undefined) break
-          if (run.at < from || run.length <= 0) throw new Error('out of order')
-          if (run.length > (run.kind === 'data' ? data : zeroes)) throw new Error('too long')
-          from = run.at + run.length
-          seen.fill(1, run.at / SECTOR, Math.ceil(from / SECTOR))
-          sums = { ...sums, [run.kind]: sums[run.kind] + Math.ceil(run.length / SECTOR) * SECTOR }
-          const zero = model.bytes.subarray(run.at, from).every((byte) => byte === 0)
-          if (run.kind !== 'data' && !zero) throw new Error('zeroes that are none')
-        }
-        if (Buffer.compare(seen, model.held) !== 0) throw new Error('other sectors')
-        if (sums.data !== epoch.bytes) throw new Error('other sum of data')
-        if (sums.punched + sums.kept !== epoch.zeroBytes) throw new Error('other sum of zeroes')
-      }),
+      fc.property(
+        fc.array(change, { maxLength: 20, size: 'max' }),
+        most,
+        most,
+        (changes, data, zeroes) => {
+          const epoch = new Epoch(new PageMemory(64 * MiB), SIZE)
+          const model = new Model()
+          changes.forEach((change, index) => {
+            const data = tagged(index + 1, rangeOf(change).length)
+            apply(epoch, change, data)
+            model.apply(change, data)
+          })
+          const seen = new Uint8Array(SECTORS)
+          let sums: Record<HeldKind, number> = { data: 0, punched: 0, kept: 0 }
+          let from = 0
+          for (;;) {
+            const run = epoch.next(from, SIZE, data, zeroes)
+            if (run === undefined) break
+            if (run.at < from || run.length <= 0) throw new Error('out of order')
+            if (run.length > (run.kind === 'data' ? data : zeroes)) throw new Error('too long')
+            from = run.at + run.length
+            seen.fill(1, run.at / SECTOR, Math.ceil(from / SECTOR))
+            sums = { ...sums, [run.kind]: sums[run.kind] + Math.ceil(run.length / SECTOR) * SECTOR }
+            const zero = model.bytes.subarray(run.at, from).every((byte) => byte === 0)
+            if (run.kind !== 'data' && !zero) throw new Error('zeroes that are none')
+          }
+          if (Buffer.compare(seen, model.held) !== 0) throw new Error('other sectors')
+          if (sums.data !== epoch.bytes) throw new Error('other sum of data')
+          if (sums.punched + sums.kept !== epoch.zeroBytes) throw new Error('other sum of zeroes')
+        },
+      ),
       { numRuns: 200 },
     )
     t.end()
@@ -229,33 +238,37 @@ void t.test('a disk of petabytes is indexed to its last sector', (t) => {
 void t.test('at the memory limit a change is refused and changes nothing', (t) => {
   const few = fc.integer({ min: 0, max: 3 })
   fc.assert(
-    fc.property(few, fc.array(change, { minLength: 5, maxLength: 60 }), (slabs, changes) => {
-      const memory = new PageMemory(slabs * SLAB + 100)
-      const other = new Epoch(memory, SIZE)
-      const epoch = new Epoch(memory, SIZE)
-      if (slabs > 1) other.write(Buffer.alloc(SECTOR), 0)
-      const model = new Model()
-      changes.forEach((change, index) => {
-        const { at, length } = rangeOf(change)
-        const data = tagged(index + 1, length)
-        const sure = memory.canHold(length)
-        const before = memory.bytesInUse
-        try {
-          apply(epoch, change, data)
-          model.apply(change, data)
-        } catch (error) {
-          if (!(error instanceof Fault) || error.code !== 'NO_MEMORY') throw error
-          if (sure) throw new Error('refused what canHold() granted', { cause: error })
-          if (change.op === 'clear')
-            throw new Error('forgetting is never refused', { cause: error })
-          if (memory.bytesInUse !== before) throw new Error('a refused change took memory')
-        }
-        if (memory.bytesInUse > memory.limit) throw new Error('over the limit')
-        compare(epoch, model, at, length)
-        if (epoch.bytes + epoch.zeroBytes !== model.heldBytes) throw new Error('other sum')
-      })
-      compare(epoch, model, 0, SIZE)
-    }),
+    fc.property(
+      few,
+      fc.array(change, { minLength: 5, maxLength: 60, size: 'max' }),
+      (slabs, changes) => {
+        const memory = new PageMemory(slabs * SLAB + 100)
+        const other = new Epoch(memory, SIZE)
+        const epoch = new Epoch(memory, SIZE)
+        if (slabs > 1) other.write(Buffer.alloc(SECTOR), 0)
+        const model = new Model()
+        changes.forEach((change, index) => {
+          const { at, length } = rangeOf(change)
+          const data = tagged(index + 1, length)
+          const sure = memory.canHold(length)
+          const before = memory.bytesInUse
+          try {
+            apply(epoch, change, data)
+            model.apply(change, data)
+          } catch (error) {
+            if (!(error instanceof Fault) || error.code !== 'NO_MEMORY') throw error
+            if (sure) throw new Error('refused what canHold() granted', { cause: error })
+            if (change.op === 'clear')
+              throw new Error('forgetting is never refused', { cause: error })
+            if (memory.bytesInUse !== before) throw new Error('a refused change took memory')
+          }
+          if (memory.bytesInUse > memory.limit) throw new Error('over the limit')
+          compare(epoch, model, at, length)
+          if (epoch.bytes + epoch.zeroBytes !== model.heldBytes) throw new Error('other sum')
+        })
+        compare(epoch, model, 0, SIZE)
+      },
+    ),
     { numRuns: 200 },
   )
   t.end()
