@@ -125,7 +125,8 @@ export class PrimaryGroup implements ReplicationGroup {
 
   setReplicating(on: boolean): void {
     this.#step({ type: 'set-replicating', on })
-    if (on && this.#link === undefined) this.#connect()
+    // Also when it was switched off: an attempt that is under way must not succeed any more.
+    if (this.#link === undefined) this.#connect()
   }
 
   diskFailed(reason: string): void {
