@@ -147,16 +147,7 @@ export class Guard implements BlockDevice {
     return this.#track(this.#edges.status(at, length))
   }
 
-  resize(size: number): Promise<void> {
-    return this.#closedGate(() => this.#resize(size))
-  }
-
-  close(): Promise<void> {
-    this.#closed ??= this.#finish()
-    return this.#closed
-  }
-
-  async #resize(size: number): Promise<void> {
+  async resize(size: number): Promise<void> {
     this.#refuseAfterClose()
     if (this.#readOnly) throw readOnlyFault()
     if (!this.#can.resize) {
@@ -169,7 +160,12 @@ export class Guard implements BlockDevice {
         remedy: 'give a positive whole number of bytes',
       })
     }
-    await this.#below.resize(size)
+    await this.#closedGate(() => this.#below.resize(size))
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#finish()
+    return this.#closed
   }
 
   /** Runs `work` while no other request is: later ones wait, so that none runs against a size that it was not checked against. */

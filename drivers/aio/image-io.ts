@@ -36,7 +36,14 @@ const BOUNCE = 1 * MiB
 const EINTR = -errno('EINTR')
 const ENXIO = -errno('ENXIO')
 const EIO = -errno('EIO')
-const UNSUPPORTED: readonly number[] = [-errno('EOPNOTSUPP'), -errno('ENOSYS')]
+const UNSUPPORTED = -errno('EOPNOTSUPP')
+/** The ways in which file systems and devices say that they cannot do this fallocate. */
+const REFUSALS: readonly number[] = [
+  UNSUPPORTED,
+  -errno('ENOSYS'),
+  -errno('ENODEV'),
+  -errno('EINVAL'),
+]
 
 export class ImageIo {
   /** Byte offset where the last request stopped. */
@@ -97,15 +104,15 @@ export class ImageIo {
     const fast = (flags & FAST_ZERO) !== 0
     const { logicalBlock } = this.#image
     if (logicalBlock === 0 || (at % logicalBlock === 0 && length % logicalBlock === 0)) {
-      let result = UNSUPPORTED[0] ?? 0
+      let result = UNSUPPORTED
       if (mayPunch) result = this.#allocate(FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, at, length)
       // A block device's ZERO_RANGE falls back to writing within the kernel: right, but not fast.
-      if (UNSUPPORTED.includes(result) && !(fast && logicalBlock !== 0)) {
+      if (result === UNSUPPORTED && !(fast && logicalBlock !== 0)) {
         result = this.#allocate(FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE, at, length)
       }
-      if (!UNSUPPORTED.includes(result)) return result
+      if (result !== UNSUPPORTED) return result
     }
-    return fast ? (UNSUPPORTED[0] ?? 0) : this.#writeZeroes(at, length)
+    return fast ? UNSUPPORTED : this.#writeZeroes(at, length)
   }
 
   /** Gives the range's space back where that is possible; ragged ends of a block device's blocks stay. */
@@ -192,11 +199,11 @@ export class ImageIo {
   }
 
   #allocate(mode: number, at: number, length: number): number {
-    if (this.#native === undefined) return UNSUPPORTED[0] ?? 0
+    if (this.#native === undefined) return UNSUPPORTED
     let result: number
     do result = this.#native.fallocate(this.#image.fd, mode, at, length)
     while (result === EINTR)
-    return result
+    return REFUSALS.includes(result) ? UNSUPPORTED : result
   }
 
   #writeZeroes(at: number, length: number): number {

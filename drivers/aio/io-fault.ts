@@ -1,6 +1,6 @@
 /** Errors of the operating system, as faults that say what they mean for an image and what to do. */
 
-import { getSystemErrorName } from 'node:util'
+import { constants } from 'node:os'
 
 import { Fault, type FaultCode } from '../../core/fault.ts'
 
@@ -55,9 +55,19 @@ const MEANINGS: Readonly<Record<string, Meaning>> = {
   },
 }
 
+/** Names by number. Where a number has two names, the later entry wins, and the ones above are the later ones. */
+const NAMES: ReadonlyMap<number, string> = new Map(
+  [...Object.keys(constants.errno), ...Object.keys(MEANINGS)].map((name) => [numberOf(name), name]),
+)
+
+function numberOf(name: string): number {
+  const numbers: Readonly<Record<string, number>> = constants.errno
+  return numbers[name] ?? 0
+}
+
 /** The fault for a negated errno. `doing` is a verb phrase: `write 4096 bytes`. */
 export function systemFault(negated: number, doing: string, where: string): Fault {
-  const name = negated < 0 ? getSystemErrorName(negated) : 'no error'
+  const name = NAMES.get(-negated) ?? `error ${-negated}`
   const meaning = MEANINGS[name]
   const what = `cannot ${doing}: ${meaning?.what ?? 'the system call failed'} (${name})`
   const remedy = meaning?.remedy

@@ -24,7 +24,7 @@ function file(options: Partial<ImageFileOptions>): Subject['open'] {
     const path = join(folder, 'image')
     fs.writeFileSync(path, '')
     fs.truncateSync(path, SIZE)
-    return openImageFile(path, { readOnly: false, logger: SILENT, ...options })
+    return openImageFile(path, { readOnly: false, logger: SILENT, threads: 2, ...options })
   }
 }
 
