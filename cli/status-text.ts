@@ -20,12 +20,13 @@ const ADVICE: Readonly<Record<Protection, string | undefined>> = {
 export function groupText(status: GroupStatus): string {
   const { group, mode, role, protection, reason, checkpoint, term, durable, peer } = status
   const served = role === 'active' ? 'active (serving alone)' : role
-  const kept = durable ? 'survives a crash of the secondary' : 'held in memory by the secondary'
+  const kept = durable ? '; survives a crash of the secondary' : '; held in memory by the secondary'
+  const number = checkpoint === 0 ? 'none yet' : String(checkpoint)
   const advice = role === 'active' && protection === 'unprotected' ? undefined : ADVICE[protection]
   const rows: [string, string][] = [
     ['protection', reason === null ? protection : `${protection}: ${reason}`],
     ...(advice === undefined ? [] : [['', advice] as [string, string]]),
-    ['checkpoint', `${checkpoint === 0 ? 'none yet' : String(checkpoint)}, term ${term}; ${kept}`],
+    ['checkpoint', `${number}, term ${term}${role === 'active' ? '' : kept}`],
     ['peer', peer ?? 'none connected'],
     ...(status.ramdiskBytes > 0
       ? [['held', `${formatSize(status.ramdiskBytes)} of epochs in memory`] as [string, string]]
