@@ -1,8 +1,9 @@
 /** `colotap demo`: the main job end to end on this machine, on real files, in under a minute. */
 
-import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+
+import fs from 'fs-extra'
 
 import type { Subcommand } from './command-line.ts'
 import { tell } from './demo/story.ts'
@@ -15,14 +16,14 @@ export const demo: Subcommand = {
   notes:
     'Needs no root and mounts nothing. With e2fsprogs installed the disk is a real ext4 and is checked with e2fsck.',
   async run(given, terminal) {
-    const folder = await mkdtemp(path.join(tmpdir(), 'colotap-demo-'))
+    const folder = await fs.mkdtemp(path.join(tmpdir(), 'colotap-demo-'))
     const startedMs = performance.now()
     try {
       await tell(folder, (line) => terminal.print(line))
       terminal.print(`Success in ${((performance.now() - startedMs) / 1000).toFixed(1)} s.`)
     } finally {
       if (given.has('keep')) terminal.print(`Images: ${folder}`)
-      else await rm(folder, { recursive: true, force: true })
+      else await fs.remove(folder)
     }
   },
 }

@@ -7,9 +7,10 @@
 
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { open, readFile, writeFile, mkdir } from 'node:fs/promises'
 import path from 'node:path'
 import { promisify } from 'node:util'
+
+import fs from 'fs-extra'
 
 import { Fault } from '../../core/fault.ts'
 import { KiB, MiB } from '../../core/units.ts'
@@ -20,7 +21,7 @@ export const FILESYSTEM_SIZE = 24 * MiB
 const BLOCK = 4 * KiB
 const FOLDERS = ['', '/sbin/', '/usr/sbin/', '/usr/local/sbin/']
 
-export interface BlockWrite {
+interface BlockWrite {
   readonly at: number
   readonly bytes: Buffer
 }
@@ -61,17 +62,20 @@ async function ext4(folder: string, count: number, tools: Tools): Promise<Filesy
   const image = path.join(folder, 'initial.img')
   const scratch = path.join(folder, 'scratch.img')
   const files = path.join(folder, 'files')
-  await mkdir(files)
-  await writeFile(path.join(files, 'README'), text('The disk before the first checkpoint.', 20))
+  await fs.ensureDir(files)
+  await fs.outputFile(path.join(files, 'README'), text('The disk before the first checkpoint.', 20))
   await makeEmpty(image)
   await run(tools.mke2fs, ['-q', '-F', '-t', 'ext4', '-d', files, image])
-  let before = await readFile(image)
-  await writeFile(scratch, before)
+  let before = await fs.readFile(image)
+  await fs.outputFile(scratch, before)
   const states: DiskState[] = []
   for (let number = 1; number <= count; number += 1) {
     const name = `chapter-${number}.txt`
-    await writeFile(path.join(files, name), text(`Chapter ${number}.`, 4000 + number * 500))
-    await writeFile(path.join(files, 'ledger.txt'), text(`Ledger, written ${number} times.`, 2000))
+    await fs.outputFile(path.join(files, name), text(`Chapter ${number}.`, 4000 + number * 500))
+    await fs.outputFile(
+      path.join(files, 'ledger.txt'),
+      text(`Ledger, written ${number} times.`, 2000),
+    )
     const commands = [
       ...(number > 1 ? ['rm ledger.txt'] : []),
       `write ${name} ${name}`,
@@ -79,7 +83,7 @@ async function ext4(folder: string, count: number, tools: Tools): Promise<Filesy
     ]
     for (const command of commands)
       await run(tools.debugfs, ['-w', '-R', command, scratch], { cwd: files })
-    const after = await readFile(scratch)
+    const after = await fs.readFile(scratch)
     states.push({ label: name, writes: differences(before, after), digest: digest(after) })
     before = after
   }
@@ -103,7 +107,7 @@ async function checkExt4(
     const { stdout } = await run(tools.debugfs, ['-R', `cat ${name}`, image], {
       maxBuffer: 16 * MiB,
     })
-    const expected = number <= index + 1 ? await readFile(path.join(files, name), 'utf8') : ''
+    const expected = number <= index + 1 ? await fs.readFile(path.join(files, name), 'utf8') : ''
     if (stdout !== expected)
       throw new Fault('IO', `${name} is not what it should be after checkpoint ${index + 1}`)
   }
@@ -134,9 +138,8 @@ export function digest(disk: Buffer): string {
 }
 
 async function makeEmpty(image: string): Promise<void> {
-  const file = await open(image, 'wx')
-  await file.truncate(FILESYSTEM_SIZE)
-  await file.close()
+  await fs.createFile(image)
+  await fs.truncate(image, FILESYSTEM_SIZE)
 }
 
 function differences(before: Buffer, after: Buffer): BlockWrite[] {

@@ -5,8 +5,9 @@
  */
 
 import { randomBytes } from 'node:crypto'
-import { copyFile, open, writeFile } from 'node:fs/promises'
 import path from 'node:path'
+
+import fs from 'fs-extra'
 
 import { Fault } from '../../core/fault.ts'
 import { KiB, MiB, formatSize } from '../../core/units.ts'
@@ -105,10 +106,9 @@ async function startHost(
 ): Promise<Host> {
   const root = path.join(folder, `${role}-root.img`)
   const data = path.join(folder, `${role}-data.img`)
-  await copyFile(image, root)
-  const file = await open(data, 'wx')
-  await file.truncate(DATA_SIZE)
-  await file.close()
+  await fs.copy(image, root)
+  await fs.createFile(data)
+  await fs.truncate(data, DATA_SIZE)
   const pipeline = (disk: string): string =>
     `colo:127.0.0.1:${port}?role=${role}&group=demo|aio:${encodeURI(disk)}`
   const server = await ServerProcess.start(role, folder, {
@@ -288,7 +288,7 @@ async function prove(
     'the disk is byte for byte the last checkpoint',
   )
   const recovered = path.join(folder, 'recovered.img')
-  await writeFile(recovered, root)
+  await fs.outputFile(recovered, root)
   say(
     `Proof: "root" is byte for byte checkpoint ${CHECKPOINTS}: every checkpointed byte there, nothing later there.`,
   )
@@ -311,10 +311,7 @@ async function prove(
 }
 
 async function checkImages(folder: string, filesystem: Filesystem): Promise<void> {
-  const file = await open(path.join(folder, 'secondary-root.img'))
-  const bytes = Buffer.alloc(FILESYSTEM_SIZE)
-  await file.read(bytes, 0, FILESYSTEM_SIZE, 0)
-  await file.close()
+  const bytes = await fs.readFile(path.join(folder, 'secondary-root.img'))
   ensure(
     digest(bytes) === filesystem.states[CHECKPOINTS - 1]?.digest,
     'the image file is the last checkpoint',
