@@ -254,7 +254,13 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     const link = this.#links.get(held.link)
     if (link === undefined) return
     link.resume()
-    for (const frame of held.frames) this.#receive(held.link, frame)
+    // Whoever gave the memory back has nothing to do with what comes of these frames: faults end the link here.
+    try {
+      for (const frame of held.frames) if (!link.closed) this.#receive(held.link, frame)
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      link.close(error.message)
+    }
   }
 
   #step(input: SecondaryInput): void {
