@@ -111,7 +111,8 @@ export class SecondaryMachine {
   #committed = 0
   #announced = 0
   #announcedOn = 0
-  #term = 0
+  /** As a primary's at first, so that a promote deposes even a primary that was never met. */
+  #term = 1
   #replicating = true
   #reason: string | undefined
   #epochBytes = 0
