@@ -2,10 +2,10 @@
 
 import { mkdir } from 'node:fs/promises'
 import path from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { serveColotap, type ColotapServer } from '../test/support/colotap.ts'
 import type { QmpClient } from '../test/support/qmp.ts'
 import { freePorts, type Scope } from '../test/support/scope.ts'
-import { setTimeout as delay } from 'node:timers/promises'
 import type { Pair } from './pair.ts'
 
 const PATIENCE_MS = 300_000
@@ -47,23 +47,31 @@ export async function startColotapPair(
     ...{ primary, secondary, primaryQmp, secondaryQmp: await secondary.qmp() },
     async checkpoint() {
       const started = performance.now()
-      const done = await primaryQmp.execute('replication-checkpoint')
-      const milliseconds = performance.now() - started
-      return { milliseconds, bytes: (done as { bytes: number }).bytes }
+      await primaryQmp.execute('replication-checkpoint')
+      return { milliseconds: performance.now() - started }
     },
+    durable: async () => (await status(primaryQmp)).durable,
   }
 }
 
 async function untilProtected(qmp: QmpClient): Promise<void> {
   const deadline = Date.now() + PATIENCE_MS
   for (;;) {
-    const status = (await qmp.execute('replication-status')) as {
-      groups: [{ protection: string; reason: string | null; error: string | null }]
-    }
-    const [group] = status.groups
+    const group = await status(qmp)
     if (group.protection === 'protected') return
     if (Date.now() > deadline)
-      throw new Error(`the pair is not protected: ${JSON.stringify(status)}`)
+      throw new Error(`the pair is not protected: ${JSON.stringify(group)}`)
     await delay(POLL_MS)
   }
+}
+
+interface Status {
+  readonly protection: string
+  readonly durable: boolean
+}
+
+/** The status of the one group that the server has. */
+async function status(qmp: QmpClient): Promise<Status> {
+  const { groups } = (await qmp.execute('replication-status')) as { groups: [Status] }
+  return groups[0]
 }

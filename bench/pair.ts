@@ -3,6 +3,8 @@
 export interface Pair {
   /** The primary's export. */
   readonly uri: string
-  /** Ends the epoch; how long a paused VM would have waited, and how much was dirty where the pair says so. */
-  checkpoint(): Promise<{ readonly milliseconds: number; readonly bytes?: number }>
+  /** Ends the epoch; how long a paused VM would have waited. */
+  checkpoint(): Promise<{ readonly milliseconds: number }>
+  /** Whether a committed checkpoint survives a crash of the secondary. */
+  durable(): Promise<boolean>
 }

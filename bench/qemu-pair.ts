@@ -56,6 +56,7 @@ export async function startQemuPair(
       if (status.error) throw new Error('QEMU reports a replication error')
       return { milliseconds }
     },
+    durable: () => Promise.resolve(false),
   }
 }
 

@@ -30,24 +30,53 @@ export interface Subject {
   start(scope: Scope, directory: string): Promise<Pair>
 }
 
-export const SUBJECTS: readonly Subject[] = [
+/** Everybody who is compared, in the order of the columns. */
+export interface Subjects {
+  readonly all: readonly Subject[]
+  /** Those that replicate. */
+  readonly pairs: readonly Subject[]
+  /** Whether colotap's checkpoint survives a crash of the secondary; only then is there a subject without that. */
+  readonly durable: boolean
+}
+
+/** Asks a colotap pair what it promises, and chooses the subjects accordingly. */
+export async function subjects(effort: Effort): Promise<Subjects> {
+  const durable = await withSubject(effort, COLOTAP_PAIR, (_scope, pair) => pair.durable())
+  const pairs = [QEMU_PAIR, COLOTAP_PAIR, ...(durable ? [COLOTAP_MEMORY_PAIR] : [])]
+  return { all: [...LONE, ...pairs], pairs, durable }
+}
+
+export function durabilityNote(durable: boolean): string {
+  const colotap = durable
+    ? `that of colotap is, except in the column "${COLOTAP_MEMORY}".`
+    : 'that of this colotap is neither.'
+  return `A checkpoint of QEMU does not survive a crash of the secondary; ${colotap}`
+}
+
+const LONE: readonly Subject[] = [
   {
     name: QEMU_ALONE,
     start: async (scope, directory) =>
       alone(await startLoneQemu(scope, (await images(scope, directory))[0])),
   },
-  {
-    name: QEMU,
-    start: async (scope, directory) =>
-      startQemuPair(scope, ...(await images(scope, directory)), IMAGE_SIZE),
-  },
   { name: COLOTAP_ALONE, start: loneColotap },
-  { name: COLOTAP, start: (scope, directory) => colotapPair(scope, directory) },
-  {
-    name: COLOTAP_MEMORY,
-    start: async (scope, directory) => colotapPair(scope, directory, ['durability=memory']),
-  },
 ]
+
+const QEMU_PAIR: Subject = {
+  name: QEMU,
+  start: async (scope, directory) =>
+    startQemuPair(scope, ...(await images(scope, directory)), IMAGE_SIZE),
+}
+
+const COLOTAP_PAIR: Subject = {
+  name: COLOTAP,
+  start: (scope, directory) => colotapPair(scope, directory),
+}
+
+const COLOTAP_MEMORY_PAIR: Subject = {
+  name: COLOTAP_MEMORY,
+  start: (scope, directory) => colotapPair(scope, directory, ['durability=memory']),
+}
 
 async function colotapPair(scope: Scope, directory: string, settings?: string[]): Promise<Pair> {
   return startColotapPair(scope, ...(await images(scope, directory)), settings)
@@ -59,7 +88,11 @@ async function loneColotap(scope: Scope, directory: string): Promise<Pair> {
 }
 
 function alone(uri: string): Pair {
-  return { uri, checkpoint: () => Promise.resolve({ milliseconds: Number.NaN }) }
+  return {
+    uri,
+    checkpoint: () => Promise.resolve({ milliseconds: Number.NaN }),
+    durable: () => Promise.resolve(true),
+  }
 }
 
 /** Two equal images, every block allocated and in the page cache. */
@@ -95,15 +128,15 @@ export function write(
 
 export const DIRTY_ALL = write('fill', 256, 8, { bytes: WORKING_SET })
 /** Starts the subject on fresh images, lets `use` work with it, and clears everything away. */
-export async function withSubject(
+export async function withSubject<T>(
   effort: Effort,
   subject: Subject,
-  use: (scope: Scope, pair: Pair) => Promise<void>,
-): Promise<void> {
+  use: (scope: Scope, pair: Pair) => Promise<T>,
+): Promise<T> {
   const scope = new ProgramScope()
   try {
     const directory = await tempDirectory(scope, effort.directory)
-    await use(scope, await subject.start(scope, directory))
+    return await use(scope, await subject.start(scope, directory))
   } finally {
     await scope.end()
   }

@@ -6,10 +6,11 @@ import {
   COLOTAP_ALONE,
   COLOTAP_MEMORY,
   DIRTY_ALL,
+  durabilityNote,
   MIB,
   QEMU,
   QEMU_ALONE,
-  SUBJECTS,
+  subjects,
   withSubject,
   WORKING_SET,
   write,
@@ -22,6 +23,7 @@ const SINGLE = write('4 KiB random write, qd 1', 4, 1)
 
 /** Replicated writes: over an epoch's working set that is dirty already, and right after a checkpoint. */
 export async function replicationSection(effort: Effort): Promise<Section> {
+  const { all, durable } = await subjects(effort)
   const kinds = [
     { work: RANDOM, fresh: false },
     { work: SEQUENTIAL, fresh: false },
@@ -30,7 +32,7 @@ export async function replicationSection(effort: Effort): Promise<Section> {
   const latency = new RowBuilder()
   for (let round = 1; round <= effort.rounds; round++) {
     const latencies = new Map<string, Outcome>()
-    for (const subject of SUBJECTS) {
+    for (const subject of all) {
       await withSubject(effort, subject, async (scope, pair) => {
         const run = (work: Workload): Promise<Outcome> =>
           runFio(scope, pair.uri, work, effort.seconds)
@@ -52,7 +54,7 @@ export async function replicationSection(effort: Effort): Promise<Section> {
   }
   return {
     title: 'Replicated writes',
-    about: `Over a working set of ${WORKING_SET / MIB} MiB. Except in the row that says so, all of it was written once since the last checkpoint, which favours QEMU: its copy on write is then over. QEMU's checkpoint is not durable; colotap's is, except in the column \`durability=memory\`.`,
+    about: `Over a working set of ${WORKING_SET / MIB} MiB. Except in the row that says so, all of it was written once since the last checkpoint, which favours QEMU: its copy on write is then over. ${durabilityNote(durable)}`,
     rows: [
       ...kinds.map(({ work, fresh, row }) =>
         row.build(work.name, work.unit, [

@@ -21,7 +21,7 @@ import type { Effort } from './effort.ts'
 import { runFio, type Workload } from './fio.ts'
 import { atLeast, RowBuilder, type Budget, type Row, type Section } from './table.ts'
 
-export const DISK_SIZE = 1024 ** 3
+const DISK_SIZE = 1024 ** 3
 
 const FULL_SPEED: readonly Workload[] = [
   work('4 KiB random read, qd 32', 'randread', 4, 32),
@@ -109,7 +109,7 @@ async function sample(
 }
 
 /** A raw image whose every block is written, and therefore allocated and in the page cache. */
-export async function writeRawImage(scope: Scope, image: string): Promise<void> {
+async function writeRawImage(scope: Scope, image: string): Promise<void> {
   await mustRun(
     scope,
     'dd',

@@ -31,7 +31,7 @@ const REFUSALS: readonly Refusal[] = [
   {
     why: 'the driver is unknown',
     args: () => ['--export', 'disk=floppy:/somewhere'],
-    says: [/floppy/, /aio/, /qcow/],
+    says: [/floppy/, /aio/, /ram/],
   },
   {
     why: 'a key is unknown',

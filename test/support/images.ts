@@ -6,7 +6,7 @@ import { open, readFile } from 'node:fs/promises'
 const MIB = 1024 * 1024
 
 /** `length` bytes that look random and are the same for the same seed. */
-export function patternBytes(length: number, seed: number): Buffer {
+function patternBytes(length: number, seed: number): Buffer {
   const key = Buffer.alloc(32)
   key.writeUInt32LE(seed)
   return createCipheriv('aes-256-ctr', key, Buffer.alloc(16)).update(Buffer.alloc(length))

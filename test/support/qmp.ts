@@ -12,7 +12,7 @@ import type { Scope } from './scope.ts'
 export type JsonObject = Readonly<Record<string, unknown>>
 
 /** A command that the server refused. */
-export class QmpError extends Error {
+class QmpError extends Error {
   override readonly name = 'QmpError'
   readonly errorClass: string
 
