@@ -115,7 +115,8 @@ export class RawClient {
 
   constructor(socket: net.Socket) {
     this.socket = socket
-    this.closed = once(socket, 'close')
+    // Not events.once: a reset is one way to be closed.
+    this.closed = new Promise((resolve) => socket.once('close', resolve))
     socket.on('data', (chunk: Buffer) => {
       this.#received = Buffer.concat([this.#received, chunk])
       this.#wake?.()

@@ -45,39 +45,44 @@ for (const transport of TRANSPORTS) {
     await innocent.disconnect()
   })
 
-  void t.test(
-    `a client that never reads its replies is bounded by its window (${transport})`,
-    async (t) => {
-      const window = { requests: 16, bytes: 1 * MiB }
-      const { device, rawAttached, attach, server, pool } = await stage(t, {
-        transport,
-        limits: { window },
-      })
-      const greedy = await rawAttached()
-      greedy.socket.pause()
-      const innocent = await attach()
-      const asked = 2000
-      for (let cookie = 0; cookie < asked; cookie += 1)
-        greedy.send(request(NBD_CMD_READ, cookie, 0, 64 * KiB))
-      // Until the system's buffers are full the server answers; then its count stands still.
-      let before = -1
-      while (device.calls.length !== before) {
-        before = device.calls.length
-        for (let turn = 0; turn < 20; turn += 1) await works(innocent)
-        before += 40
-      }
-      const status = server.connections.find((connection) => connection.undrainedReplies > 0)
-      t.ok(status !== undefined && status.undrainedReplies <= window.requests)
-      t.ok(status !== undefined && status.bytesHeld <= window.bytes)
-      t.ok(pool.bytesInUse <= window.bytes + 256 * KiB, `${pool.bytesInUse} bytes held`)
-      greedy.socket.resume()
-      for (let cookie = 0; cookie < asked; cookie += 1) {
-        const reply = await greedy.reply(64 * KiB)
-        if (reply.cookie !== cookie) t.fail(`reply ${reply.cookie} in place of ${cookie}`)
-      }
-      await innocent.disconnect()
-    },
-  )
+  // Long replies meet the window's limit in bytes, short ones that in requests.
+  for (const [length, asked] of [
+    [64 * KiB, 500],
+    [1 * KiB, 3000],
+  ] as const) {
+    void t.test(
+      `a client that never reads its replies of ${length} bytes is bounded by its window (${transport})`,
+      async (t) => {
+        const window = { requests: 32, bytes: 1 * MiB }
+        const { device, rawAttached, attach, server, pool } = await stage(t, {
+          transport,
+          limits: { window },
+        })
+        const greedy = await rawAttached()
+        greedy.socket.pause()
+        const innocent = await attach()
+        for (let cookie = 0; cookie < asked; cookie += 1)
+          greedy.send(request(NBD_CMD_READ, cookie, 0, length))
+        // Until the system's buffers are full the server answers; then its count stands still.
+        let before = -1
+        while (device.calls.length !== before) {
+          before = device.calls.length
+          for (let turn = 0; turn < 20; turn += 1) await works(innocent)
+          before += 40
+        }
+        const status = server.connections.find((connection) => connection.undrainedReplies > 0)
+        t.ok(status !== undefined && status.undrainedReplies <= window.requests)
+        t.ok(status !== undefined && status.bytesHeld <= window.bytes)
+        t.ok(pool.bytesInUse <= window.bytes, `${pool.bytesInUse} bytes held`)
+        greedy.socket.resume()
+        for (let cookie = 0; cookie < asked; cookie += 1) {
+          const reply = await greedy.reply(length)
+          if (reply.cookie !== cookie) t.fail(`reply ${reply.cookie} in place of ${cookie}`)
+        }
+        await innocent.disconnect()
+      },
+    )
+  }
 
   void t.test(
     `a client that vanishes with requests in flight leaves nothing behind (${transport})`,
@@ -176,6 +181,24 @@ void t.test('ten thousand connections opened and dropped leave a working server'
   await Promise.all([innocent.closed])
   t.ok(server.connections.length < 1000)
 })
+
+void t.test(
+  'a client dropped for garbage with requests in flight leaves nothing behind',
+  async (t) => {
+    const { rawAttached, device, pool, server } = await stage(t)
+    device.mode = 'held'
+    const raw = await rawAttached()
+    raw.send(request(NBD_CMD_READ, 1, 0, 100 * KiB), request(NBD_CMD_READ, 2, 0, 4 * KiB))
+    raw.send(request(NBD_CMD_WRITE, 3, 0, 4), Buffer.from('left'), Buffer.alloc(28, 'garbage'))
+    await Promise.all([device.whenHeld(3), raw.closed])
+    t.equal(server.connections[0]?.executing, 3)
+    t.ok(pool.bytesInUse > 0, 'the device still has the memory')
+    device.release()
+    await until(() => server.connections.length === 0)
+    t.equal(pool.bytesInUse, 0)
+    t.equal(device.bytes.toString('latin1', 0, 4), 'left')
+  },
+)
 
 void t.test('garbage after the handshake drops the client and no other', async (t) => {
   const { rawAttached, attach, device } = await stage(t)
