@@ -61,11 +61,6 @@ void t.test('holes copied by qemu-img stay holes in the image file', async (t) =
   const source = path.join(directory, 'source.raw')
   await createSparseImage(source, SIZE)
   await mustRun(t, 'qemu-img', ['convert', '-n', '-f', 'raw', '-O', 'raw', source, uri])
-  const map = JSON.parse(
-    await mustRun(t, 'qemu-img', ['map', '--output=json', '-f', 'raw', uri]),
-  ) as { start: number; length: number; data: boolean; zero: boolean }[]
-  const hole = map.find(({ start, length }) => start <= 1_500_000 && start + length > 1_500_000)
-  t.match(hole, { data: false, zero: true }, 'the second mebibyte is reported as a hole')
   t.same(await server.stop(), CLEAN_EXIT)
   const { stdout } = await runTool(t, 'stat', ['--format=%b', image ?? ''])
   t.ok(Number(stdout) * 512 <= 17 * 1024 * 1024, 'only the data takes space')
