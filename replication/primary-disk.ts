@@ -189,6 +189,7 @@ export class PrimaryDisk implements BlockDevice {
     const refused =
       error instanceof Fault && (error.code === 'NOT_PERMITTED' || error.code === 'NOT_SUPPORTED')
     if (!refused) {
+      this.#group.machine.writeFailed(this.#index(), at, length)
       const why = error instanceof Error ? error.message : String(error)
       this.#group.diskFailed(`disk "${this.name}" failed to write ${length} bytes at ${at}: ${why}`)
     }

@@ -24,6 +24,7 @@ import {
   type Refusal,
 } from './handshake.ts'
 import { Liveness, type LivenessSettings } from './liveness.ts'
+import { Markers, type CheckpointRequest } from './markers.ts'
 
 export interface PrimarySettings extends LivenessSettings {
   readonly group: string
@@ -85,19 +86,6 @@ type Link =
   | { readonly kind: 'resyncing'; readonly session: number }
   | { readonly kind: 'streaming' }
 
-interface Request {
-  readonly request: number
-  readonly askedMs: number
-  readonly deadlineMs: number
-}
-
-/** A marker under way to the secondary, and who waits for it. */
-interface Announced {
-  readonly checkpoint: number
-  readonly bytes: number
-  waiter: Request | undefined
-}
-
 export class PrimaryMachine {
   readonly #settings: PrimarySettings
   readonly #liveness: Liveness
@@ -112,8 +100,7 @@ export class PrimaryMachine {
   #deposed = false
   /** Why the group is not protected; undefined while it was never anything else than about to connect. */
   #reason: string | undefined
-  #underWay: Announced[] = []
-  #queued: Request[] = []
+  readonly #markers = new Markers()
   #epochBytes = 0
   #session = 0
   #reported: { protection: Protection; reason: string | null }
@@ -186,6 +173,11 @@ export class PrimaryMachine {
 
   /** A guest's write is about to change [at, at + length). */
   writing(disk: number, at: number, length: number): void {
+    this.#mapOf(disk).mark(at, length, this.#announced + 1)
+  }
+
+  /** A write has failed: what the local image holds there now is in no epoch that was announced. */
+  writeFailed(disk: number, at: number, length: number): void {
     this.#mapOf(disk).mark(at, length, this.#announced + 1)
   }
 
@@ -316,9 +308,7 @@ export class PrimaryMachine {
     if (this.#link.kind !== 'resyncing' || this.#link.session !== session) return
     this.#link = { kind: 'streaming' }
     this.#reason = undefined
-    const queued = this.#queued
-    this.#queued = []
-    for (const request of queued) this.#announce(request, nowMs)
+    for (const request of this.#markers.takeQueued()) this.#announce(request, nowMs)
   }
 
   #checkpoint(input: Extract<PrimaryInput, { type: 'checkpoint' }>): void {
@@ -329,7 +319,7 @@ export class PrimaryMachine {
         this.#announce(wanted, nowMs)
         return
       case 'resyncing':
-        this.#queued.push(wanted)
+        this.#markers.queue(wanted)
         return
       case 'greeting':
       case 'down':
@@ -342,35 +332,34 @@ export class PrimaryMachine {
     }
   }
 
-  #announce(waiter: Request, nowMs: number): void {
+  #announce(waiter: CheckpointRequest, nowMs: number): void {
     if (waiter.deadlineMs <= nowMs)
       return this.#fail(waiter, 'TIMEOUT', 'the resync took longer than the time allowed')
     this.#announced += 1
-    this.#underWay.push({ checkpoint: this.#announced, bytes: this.#epochBytes, waiter })
+    this.#markers.sent({ checkpoint: this.#announced, bytes: this.#epochBytes, waiter })
     this.#epochBytes = 0
     this.#send(frame('checkpoint', { position: this.#announced }))
   }
 
   #done(checkpoint: number, commitUs: number, nowMs: number): void {
     this.#liveness.heard(nowMs)
-    const first = this.#underWay[0]
-    if (first?.checkpoint !== checkpoint) {
-      const awaited = first === undefined ? 'none' : first.checkpoint
+    const { awaited } = this.#markers
+    const marker = awaited === checkpoint ? this.#markers.confirm() : undefined
+    if (marker === undefined) {
       return this.#closeLink(
-        `the peer reported checkpoint ${checkpoint} as done; awaited: ${awaited}`,
+        `the peer reported checkpoint ${checkpoint} as done; awaited: ${awaited ?? 'none'}`,
       )
     }
-    this.#underWay.shift()
     this.#commit(checkpoint)
-    const pauseUs =
-      first.waiter === undefined ? commitUs : Math.round((nowMs - first.waiter.askedMs) * 1000)
-    const result: CheckpointResult = { checkpoint, pauseUs, commitUs, bytes: first.bytes }
+    const { waiter, bytes } = marker
+    const pauseUs = waiter === undefined ? commitUs : Math.round((nowMs - waiter.askedMs) * 1000)
+    const result: CheckpointResult = { checkpoint, pauseUs, commitUs, bytes }
     this.#event({
       event: 'REPLICATION_CHECKPOINT',
       data: { group: this.#settings.group, ...result },
     })
-    if (first.waiter !== undefined) {
-      this.#effects.push({ type: 'checkpoint-done', request: first.waiter.request, result })
+    if (waiter !== undefined) {
+      this.#effects.push({ type: 'checkpoint-done', request: waiter.request, result })
     }
   }
 
@@ -385,20 +374,13 @@ export class PrimaryMachine {
   }
 
   #tick(nowMs: number): void {
-    for (const announced of this.#underWay) {
-      const { waiter, checkpoint } = announced
-      if (waiter === undefined || waiter.deadlineMs > nowMs) continue
-      announced.waiter = undefined
-      this.#fail(
-        waiter,
-        'TIMEOUT',
-        `checkpoint ${checkpoint} was not confirmed in time; it may still be committed later`,
-      )
+    for (const { waiter, checkpoint } of this.#markers.takeOverdue(nowMs)) {
+      const reason =
+        checkpoint === undefined
+          ? 'the resync took longer than the time allowed'
+          : `checkpoint ${checkpoint} was not confirmed in time; it may still be committed later`
+      this.#fail(waiter, 'TIMEOUT', reason)
     }
-    const overdue = this.#queued.filter(({ deadlineMs }) => deadlineMs <= nowMs)
-    this.#queued = this.#queued.filter(({ deadlineMs }) => deadlineMs > nowMs)
-    for (const request of overdue)
-      this.#fail(request, 'TIMEOUT', 'the resync took longer than the time allowed')
     if (this.#link.kind === 'down') return
     const sign = this.#liveness.tick(nowMs)
     if (sign === 'dead') this.#closeLink(`the peer was silent for ${this.#settings.timeoutMs} ms`)
@@ -426,17 +408,11 @@ export class PrimaryMachine {
     this.#reason = reason
     const peer = this.#peer
     this.#peer = null
-    for (const { waiter, checkpoint } of this.#underWay) {
-      if (waiter !== undefined)
-        this.#fail(
-          waiter,
-          'LINK_LOST',
-          `checkpoint ${checkpoint} is not known to be committed: ${reason}`,
-        )
+    for (const { waiter, checkpoint } of this.#markers.dropAll()) {
+      const what =
+        checkpoint === undefined ? '' : `checkpoint ${checkpoint} is not known to be committed: `
+      this.#fail(waiter, 'LINK_LOST', `${what}${reason}`)
     }
-    for (const request of this.#queued) this.#fail(request, 'LINK_LOST', reason)
-    this.#underWay = []
-    this.#queued = []
     if (wasUp)
       this.#event({
         event: 'REPLICATION_LINK',
@@ -444,7 +420,7 @@ export class PrimaryMachine {
       })
   }
 
-  #fail({ request }: Request, code: FaultCode, reason: string): void {
+  #fail({ request }: CheckpointRequest, code: FaultCode, reason: string): void {
     this.#effects.push({ type: 'checkpoint-failed', request, code, reason })
   }
 
