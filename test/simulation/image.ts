@@ -1,0 +1,210 @@
+/**
+ * A disk image under virtual time. Requests complete after random delays in any order; a write reaches the bytes at one
+ * or two instants between its start and its completion, a read looks at them at one, and both use the caller's buffer
+ * until then, as a real device would.
+ *
+ * `completed` is what the image is known to hold: a sector changes there when the write that changed it ends.
+ */
+
+import type { BlockDevice, Capabilities, Extent, Geometry } from '../../core/block-device.ts'
+import { Fault } from '../../core/fault.ts'
+import type { MaybePromise } from '../../core/maybe-promise.ts'
+import { MiB, SECTOR } from '../../core/units.ts'
+import type { Random } from './random.ts'
+import type { Life, Scheduler } from './scheduler.ts'
+import { contentOf, type Content } from './sectors.ts'
+
+/** Shares of requests that fail, and the longest that one takes. Changed while the simulation runs. */
+export interface Conduct {
+  failures: { read: number; write: number; flush: number }
+  slowestMs: number
+  /** Share of requests that are done at once, without a promise. */
+  atOnce: number
+  /** Whether it can zero a range by itself. */
+  zeroes: boolean
+}
+
+interface Write {
+  readonly at: number
+  readonly length: number
+  /** Copies sectors [from, to) of the request into the bytes. */
+  readonly apply: (from: number, to: number) => void
+}
+
+export class VirtualImage implements BlockDevice {
+  readonly geometry: Geometry
+  readonly can: Capabilities
+  readonly bytes: Buffer
+  readonly completed: Content
+  readonly conduct: Conduct
+  /** While true, reads look at the bytes at once: the oracle is looking. */
+  probing = false
+  /** Whether any request was ever made to fail. */
+  hasFailed = false
+  life: Life
+  readonly #scheduler: Scheduler
+  readonly #random: Random
+  #underWay = new Set<Write>()
+
+  constructor(
+    content: Buffer,
+    world: { scheduler: Scheduler; random: Random },
+    life: Life,
+    conduct: Conduct,
+  ) {
+    this.bytes = Buffer.from(new ArrayBuffer(content.length))
+    content.copy(this.bytes)
+    this.completed = contentOf(this.bytes)
+    this.#scheduler = world.scheduler
+    this.#random = world.random
+    this.life = life
+    this.conduct = conduct
+    this.geometry = {
+      size: content.length,
+      block: { min: SECTOR, preferred: SECTOR, max: 1 * MiB },
+      readOnly: false,
+      rotational: false,
+    }
+    this.can = {
+      flush: true,
+      fua: true,
+      trim: true,
+      zero: true,
+      fastZero: false,
+      status: false,
+      resize: false,
+      cache: false,
+    }
+  }
+
+  get sectors(): number {
+    return this.completed.length
+  }
+
+  /** Whether a write of this sector has begun and not ended. */
+  isChanging(sector: number): boolean {
+    const at = sector * SECTOR
+    for (const write of this.#underWay)
+      if (write.at <= at && at < write.at + write.length) return true
+    return false
+  }
+
+  read(into: Buffer, at: number): MaybePromise<void> {
+    const look = (): void => {
+      this.bytes.copy(into, 0, at, at + into.length)
+    }
+    if (this.probing) return look()
+    return this.#perform('read', [look])
+  }
+
+  write(from: Buffer, at: number): MaybePromise<void> {
+    return this.#change({
+      at,
+      length: from.length,
+      apply: (first, end) => {
+        from.copy(this.bytes, at + first * SECTOR, first * SECTOR, end * SECTOR)
+      },
+    })
+  }
+
+  zero(at: number, length: number): MaybePromise<void> {
+    if (!this.conduct.zeroes) throw new Fault('NOT_SUPPORTED', 'this image cannot zero')
+    return this.#change({
+      at,
+      length,
+      apply: (first, end) => {
+        this.bytes.fill(0, at + first * SECTOR, at + end * SECTOR)
+      },
+    })
+  }
+
+  trim(at: number, length: number): MaybePromise<void> {
+    return this.zero(at, length)
+  }
+
+  flush(): MaybePromise<void> {
+    return this.#perform('flush', [])
+  }
+
+  status(at: number, length: number): MaybePromise<Extent[]> {
+    return [{ at, length, kind: 'data' }]
+  }
+
+  resize(): Promise<void> {
+    return Promise.reject(new Fault('NOT_SUPPORTED', 'a virtual image keeps its size'))
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve()
+  }
+
+  /** The process is gone: each write that was under way has happened wholly, partly or not at all. */
+  crash(): void {
+    for (const write of this.#underWay) {
+      const sectors = write.length / SECTOR
+      write.apply(0, this.#random.pick([0, sectors, this.#random.whole(0, sectors)]))
+      this.#complete(write)
+    }
+    this.#underWay.clear()
+  }
+
+  #change(write: Write): MaybePromise<void> {
+    const sectors = write.length / SECTOR
+    const middle = this.#random.whole(0, sectors)
+    const steps = this.#random.pick([
+      [() => write.apply(0, sectors), () => undefined],
+      [() => undefined, () => write.apply(0, sectors)],
+      [() => write.apply(0, middle), () => write.apply(middle, sectors)],
+    ])
+    this.#underWay.add(write)
+    return this.#perform('write', steps, () => {
+      this.#underWay.delete(write)
+      this.#complete(write)
+    })
+  }
+
+  #complete({ at, length }: Write): void {
+    this.completed.set(contentOf(this.bytes.subarray(at, at + length)), at / SECTOR)
+  }
+
+  /** Takes the steps one after the other, the last as the request ends; one that fails stops after some of them. */
+  #perform(
+    kind: keyof Conduct['failures'],
+    steps: readonly (() => void)[],
+    ended: () => void = () => undefined,
+  ): MaybePromise<void> {
+    const { conduct } = this
+    const random = this.#random
+    const fails = random.chance(conduct.failures[kind])
+    const taken = fails ? steps.slice(0, random.whole(0, steps.length)) : steps
+    const end = (): Fault | undefined => {
+      ended()
+      this.hasFailed ||= fails
+      return fails ? new Fault('IO', `injected ${kind} failure`) : undefined
+    }
+    if (random.chance(conduct.atOnce)) {
+      for (const step of taken) step()
+      const fault = end()
+      if (fault !== undefined) throw fault
+      return
+    }
+    return new Promise((resolve, reject) => {
+      this.#walk(taken, () => {
+        const fault = end()
+        if (fault === undefined) resolve()
+        else reject(fault)
+      })
+    })
+  }
+
+  #walk(steps: readonly (() => void)[], end: () => void): void {
+    const [step, ...rest] = steps
+    const ms = this.#random.delay(0, this.conduct.slowestMs)
+    this.#scheduler.after(ms, this.life, 'image', () => {
+      step?.()
+      // The last look at the bytes and the completion may also be apart.
+      if (rest.length > 0 || (step !== undefined && this.#random.chance(0.5))) this.#walk(rest, end)
+      else end()
+    })
+  }
+}

@@ -1,0 +1,216 @@
+/**
+ * The judge of a simulated run. It knows what the primary's disks held at each checkpoint marker (Cn), and looks at
+ * both sides after each event. The numbers are those of the invariants in docs/architecture.md.
+ */
+
+import { strict as expect } from 'node:assert'
+
+import { Fault } from '../../core/fault.ts'
+import type { GroupEvent } from '../../replication/group.ts'
+import type { Frame } from '../../replication/machine/frame.ts'
+import { SECTOR } from '../../core/units.ts'
+import type { Plan } from './plan.ts'
+import { contentOf, glimpseOf, type Content } from './sectors.ts'
+import type { Life } from './scheduler.ts'
+import type { Observer, PrimarySide, SecondarySide, World } from './world.ts'
+
+export class Oracle implements Observer {
+  /** Checkpoints that were committed, in all. */
+  commits = 0
+  overflows = 0
+  readonly #plan: Plan
+  /** The secondary's last checkpoint. */
+  #committed = 0
+  readonly #snapshots = new Map<number, readonly Content[]>()
+  #world: World | undefined
+  /** From here on the secondary's guest, not its primary, changes what it holds. */
+  #promoted = false
+  /** A process has lost what the pair knew of each other. */
+  historyLost = false
+  /** The side that may not call itself protected now, and why. */
+  forbidden: { readonly side: 'primary' | 'secondary'; readonly why: string } | undefined
+
+  constructor(plan: Plan) {
+    this.#plan = plan
+  }
+
+  watch(world: World): void {
+    this.#world = world
+    this.#snapshots.set(
+      0,
+      world.primary.images.map(({ completed }) => completed.slice()),
+    )
+    world.scheduler.settled = (life) => this.#settled(life)
+  }
+
+  get #there(): World {
+    expect(this.#world !== undefined)
+    return this.#world
+  }
+
+  /** A marker leaves: what the primary's images have completed is the checkpoint. */
+  primarySends(frame: Readonly<Frame>): void {
+    if (frame.type !== 'checkpoint') return
+    const { images, registers } = this.#there.primary
+    this.#check(!this.#snapshots.has(frame.position), `checkpoint ${frame.position} announced once`)
+    const snapshot = images.map(({ completed }) => completed.slice())
+    this.#snapshots.set(frame.position, snapshot)
+    for (const [disk, content] of snapshot.entries()) {
+      const objection = registers[disk]!.objectionTo(content)
+      this.#check(
+        objection === undefined,
+        `5: C${frame.position} has what was acked before it: disk ${disk}: ${objection}`,
+      )
+    }
+  }
+
+  secondarySends(frame: Readonly<Frame>): void {
+    if (frame.type === 'refuse') this.overflows += frame.payload.includes('"overflow"') ? 1 : 0
+    if (frame.type !== 'done') return
+    const { checkpoint } = this.#there.secondary.group.status()
+    this.#check(
+      checkpoint >= frame.position,
+      `3: done(${frame.position}) at checkpoint ${checkpoint}`,
+    )
+    const objection = this.#objectionTo(frame.position)
+    this.#check(objection === undefined, `3: done(${frame.position}) sent while ${objection}`)
+  }
+
+  secondaryEvent(event: GroupEvent): void {
+    if (event.event !== 'REPLICATION_CHECKPOINT') return
+    const { checkpoint } = event.data
+    this.commits += 1
+    this.#committed = checkpoint
+    const snapshot = this.#snapshots.get(checkpoint)
+    this.#check(snapshot !== undefined, `1: checkpoint ${checkpoint} was announced`)
+    for (const [disk, registers] of this.#there.secondary.registers.entries())
+      registers.rebase(snapshot[disk]!)
+    const objection = this.#objectionTo(checkpoint)
+    this.#check(objection === undefined, `4, 7: committed ${checkpoint} but ${objection}`)
+  }
+
+  /** The toolstack was told that a checkpoint was taken. */
+  reported(checkpoint: number): void {
+    const { secondary } = this.#there
+    if (!secondary.life.alive) return
+    const held = secondary.group.status().checkpoint
+    this.#check(held >= checkpoint, `2: reported ${checkpoint}, the secondary is at ${held}`)
+  }
+
+  /** The secondary has just become active. */
+  promoted(): void {
+    this.#promoted = true
+    this.checkReadable()
+    if (this.#plan.mode === 'colo') return
+    const objection = this.#objectionTo(this.#there.secondary.group.status().checkpoint)
+    this.#check(objection === undefined, `9: promoted but ${objection}`)
+  }
+
+  /** 6, 7, 8, 9, 11: what a guest of the secondary could read now is what it may read. */
+  checkReadable(): void {
+    const { secondary } = this.#there
+    if (!secondary.life.alive) return
+    for (const [disk, content] of readable(secondary).entries()) {
+      const objection = secondary.registers[disk]!.objectionTo(content)
+      this.#check(
+        objection === undefined,
+        `1, 6, 8, 11: disk ${disk} of the secondary: ${objection}`,
+      )
+    }
+  }
+
+  /** When all is quiet: what is in the images, with nothing over them. */
+  checkImages(): void {
+    const { secondary } = this.#there
+    for (const [disk, { bytes }] of secondary.images.entries()) {
+      const objection = secondary.registers[disk]!.objectionTo(contentOf(bytes))
+      this.#check(objection === undefined, `8, 9: image ${disk} of the secondary: ${objection}`)
+    }
+  }
+
+  /** 12: both images are equal, byte for byte. */
+  checkEqual(): void {
+    const { primary, secondary } = this.#there
+    for (const [disk, { bytes }] of primary.images.entries())
+      this.#check(bytes.equals(secondary.images[disk]!.bytes), `12: images ${disk} are equal`)
+  }
+
+  /** What a command of the toolstack failed with must be a fault that it can act on. */
+  commandFailed(command: string, error: unknown): void {
+    if (!(error instanceof Fault)) this.#there.scheduler.fail(error)
+    else this.#there.scheduler.note(`${command}: ${error.message}`)
+  }
+
+  #settled(life: Life): void {
+    // What happens on the primary reaches the secondary with an event of its own.
+    if (life !== this.#there.primary.life) this.checkReadable()
+    this.#checkDirtyCover()
+    if (this.forbidden === undefined) return
+    const { side, why } = this.forbidden
+    const suspect = this.#there[side]
+    this.#check(
+      !suspect.life.alive || !isProtected(suspect),
+      `18: ${suspect.life.name} is protected: ${why}`,
+    )
+  }
+
+  /** 15: where the primary's image differs from the secondary's checkpoint, a block is dirty or being written. */
+  #checkDirtyCover(): void {
+    const { primary, secondary } = this.#there
+    if (!primary.life.alive || !secondary.life.alive || this.#promoted) return
+    if (!primary.met || !secondary.met || this.historyLost) return
+    const { machine } = primary.group
+    const snapshot = this.#snapshots.get(this.#committed)!
+    for (const [disk, image] of primary.images.entries()) {
+      const held = snapshot[disk]!
+      let dirtyUntil = 0
+      for (let sector = 0; sector < held.length; sector += 1) {
+        if (image.completed[sector] === held[sector]) continue
+        if (sector * SECTOR < dirtyUntil || image.isChanging(sector)) continue
+        const run = machine.nextDirty(disk, sector * SECTOR, SECTOR, machine.committed)
+        const covered = run !== undefined && run.at <= sector * SECTOR
+        this.#check(covered, `15: sector ${sector} of disk ${disk} differs and is not dirty`)
+        dirtyUntil = run.at + run.length
+      }
+    }
+  }
+
+  /** What is wrong with the secondary's recoverable disks as checkpoint n, where its guest has not written itself. */
+  #objectionTo(n: number): string | undefined {
+    const { secondary } = this.#there
+    const snapshot = this.#snapshots.get(n)
+    if (snapshot === undefined) return `checkpoint ${n} was never announced`
+    for (const [disk, content] of readable(secondary).entries()) {
+      const sector = content.findIndex((tag, index) => tag !== snapshot[disk]![index])
+      if (sector === -1) continue
+      return `sector ${sector} of disk ${disk} is ${content[sector]}, not ${snapshot[disk]![sector]} as in C${n}`
+    }
+    return undefined
+  }
+
+  #check(condition: boolean, claim: string): asserts condition {
+    if (condition) return
+    const error = new Error(claim)
+    this.#there.scheduler.fail(error)
+    throw error
+  }
+}
+
+export function isProtected(side: PrimarySide | SecondarySide): boolean {
+  // The machine's answer is the status's, and is had for less.
+  if ('machine' in side.group) return side.group.machine.protection === 'protected'
+  return side.group.status().protection === 'protected'
+}
+
+/** Looks through the layers at once: the image answers while it is being probed. */
+function readable({ disks, images }: SecondarySide): Content[] {
+  return disks.map(({ layers }, disk) => {
+    const image = images[disk]!
+    const bytes = Buffer.from(new ArrayBuffer(image.bytes.length))
+    image.probing = true
+    const result = layers.read(bytes, 0)
+    image.probing = false
+    expect.equal(result, undefined, 'a probe is answered at once')
+    return glimpseOf(bytes)
+  })
+}

@@ -1,0 +1,78 @@
+/** What one simulated run is like; all of it follows from the seed. */
+
+import type { GroupMode } from '../../replication/group.ts'
+import { SLAB } from '../../ramdisk/page-memory.ts'
+import { Random } from './random.ts'
+
+export const ENDINGS = [
+  'heal',
+  'primary-crash',
+  'primary-restart',
+  'secondary-restart',
+  'promote',
+] as const
+
+export type Ending = (typeof ENDINGS)[number]
+
+export const FAULTS = [
+  'cut',
+  'silence',
+  'partition',
+  'primary-image',
+  'secondary-image',
+  'slow-primary',
+  'slow-secondary',
+  'switch-primary',
+  'switch-secondary',
+] as const
+
+export type FaultKind = (typeof FAULTS)[number]
+
+export interface Plan {
+  readonly seed: number
+  readonly mode: GroupMode
+  /** Sectors of each disk. */
+  readonly disks: readonly number[]
+  /** Bytes of the secondary's memory. */
+  readonly memory: number
+  readonly primaryDepth: number
+  /** Requests of the secondary's guest under way at a time; 0: it has none. */
+  readonly secondaryDepth: number
+  readonly thinkMs: number
+  readonly travelMs: number
+  readonly primaryDiskMs: number
+  readonly secondaryDiskMs: number
+  readonly atOnce: number
+  readonly secondaryZeroes: boolean
+  /** The longest time between two checkpoints. */
+  readonly checkpointMs: number
+  readonly faults: readonly FaultKind[]
+  readonly faultMs: number
+  readonly chaosMs: number
+  readonly ending: Ending
+}
+
+export function planOf(seed: number): Plan {
+  const random = new Random(seed)
+  const mode = random.pick(['colo', 'remus'] as const)
+  const faulty = random.chance(0.85)
+  return {
+    seed,
+    mode,
+    disks: Array.from({ length: random.whole(1, 3) }, () => random.whole(3, 8) * 8),
+    memory: random.chance(0.4) ? random.whole(4, 10) * SLAB : 64 * SLAB,
+    primaryDepth: random.whole(1, 4),
+    secondaryDepth: mode === 'colo' ? random.pick([0, 1, 3]) : 0,
+    thinkMs: random.pick([2, 10, 40]),
+    travelMs: random.pick([1, 5, 20]),
+    primaryDiskMs: random.pick([1, 5, 20]),
+    secondaryDiskMs: random.pick([1, 5, 40]),
+    atOnce: random.pick([0, 0, 0.3, 0.9]),
+    secondaryZeroes: random.chance(0.8),
+    checkpointMs: random.pick([15, 60, 200]),
+    faults: faulty ? FAULTS.filter(() => random.chance(0.45)) : [],
+    faultMs: random.pick([40, 150, 400]),
+    chaosMs: random.whole(100, 900),
+    ending: random.chance(0.5) ? 'heal' : random.pick(ENDINGS),
+  }
+}

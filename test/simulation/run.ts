@@ -1,0 +1,262 @@
+/** One simulated run from its seed: start, chaos, and an ending after which everything must be right again. */
+
+import { strict as expect } from 'node:assert'
+
+import type { ReplicationGroup } from '../../replication/group.ts'
+import { isProtected, Oracle } from './oracle.ts'
+import { planOf, type Plan } from './plan.ts'
+import { Toolstack } from './toolstack.ts'
+import { TIMEOUT_MS, World } from './world.ts'
+
+/** Virtual milliseconds in which a pair without faults must have recovered: back-offs and retries included. */
+const RECOVERY_MS = 60_000
+
+export interface Summary {
+  readonly plan: Plan
+  readonly events: number
+  readonly commits: number
+  readonly overflows: number
+  readonly acknowledged: number
+}
+
+/** @throws what went wrong; the same seed always goes the same way */
+export async function simulate(seed: number, trace?: (line: string) => void): Promise<Summary> {
+  const plan = planOf(seed)
+  const oracle = new Oracle(plan)
+  const world = new World(plan, oracle)
+  world.scheduler.trace = trace
+  const unhandled = (error: unknown): void => world.scheduler.fail(error)
+  process.on('unhandledRejection', unhandled)
+  try {
+    oracle.watch(world)
+    await new Run(world, oracle).all()
+    return {
+      plan,
+      events: world.scheduler.count,
+      commits: oracle.commits,
+      overflows: oracle.overflows,
+      acknowledged: world.primary.guest.acknowledged,
+    }
+  } finally {
+    process.off('unhandledRejection', unhandled)
+  }
+}
+
+class Run {
+  readonly #world: World
+  readonly #oracle: Oracle
+  readonly #toolstack: Toolstack
+
+  constructor(world: World, oracle: Oracle) {
+    this.#world = world
+    this.#oracle = oracle
+    this.#toolstack = new Toolstack(world, oracle)
+  }
+
+  async all(): Promise<void> {
+    const { plan, primary, secondary, scheduler } = this.#world
+    primary.guest.start(plan.primaryDepth)
+    secondary.guest.start(plan.secondaryDepth)
+    this.#toolstack.start()
+    await scheduler.run(plan.chaosMs)
+    this.#toolstack.stopFaults()
+    await this.#end()
+  }
+
+  #end(): Promise<void> {
+    const { plan, primary, secondary } = this.#world
+    switch (plan.ending) {
+      case 'heal':
+        return this.#heal()
+      case 'primary-crash':
+        return this.#promoteAfterCrash()
+      case 'primary-restart':
+        // A pair that never met knows nothing that could be lost.
+        return secondary.met ? this.#restartPrimary() : this.#heal()
+      case 'secondary-restart':
+        return primary.met ? this.#restartSecondary() : this.#heal()
+      case 'promote':
+        return this.#promoteAlive()
+    }
+  }
+
+  /** 12, 21: protected again, every request answered, both sides equal. */
+  async #heal(): Promise<void> {
+    const { primary, secondary, random, plan, scheduler } = this.#world
+    this.#toolstack.heal()
+    // A link may be dead already without anybody having noticed.
+    await scheduler.run(2 * TIMEOUT_MS)
+    if (random.chance(0.5)) this.#stopGuests()
+    const isWell = (): boolean => isProtected(primary) && isProtected(secondary)
+    const protectedAgain = await this.#run(isWell)
+    if (!protectedAgain && this.#mayOverflow()) return
+    expect(protectedAgain, `21: protected again: ${reasonsOf([primary.group, secondary.group])}`)
+    this.#stopGuests()
+    const quiet = await this.#run(() => this.#outstanding().length === 0 && isWell())
+    if (!quiet && this.#mayOverflow()) return
+    expect(quiet, `21: every request is answered; not: ${this.#outstanding().join(', ')}`)
+    await this.#toolstack.stop()
+    // What was still under way may have been too much for a small memory: then once more.
+    let taken = false
+    for (let tries = 0; tries < 4 && !taken; tries += 1) {
+      taken = (await this.#run(isWell)) && (await this.#toolstack.checkpoint())
+    }
+    if (!taken && this.#mayOverflow()) return
+    expect(taken, `12: a pair that is well takes a checkpoint: ${reasonsOf([primary.group])}`)
+    primary.guest.readAll()
+    if (plan.mode === 'colo') secondary.guest.readAll()
+    await this.#drainSecondary()
+    this.#oracle.checkEqual()
+    expect.equal(primary.group.status().checkpoint, secondary.group.status().checkpoint)
+  }
+
+  async #promoteAfterCrash(): Promise<void> {
+    const { primary, random } = this.#world
+    this.#world.crash(primary, random.chance(0.5))
+    if (random.chance(0.5)) this.#toolstack.heal()
+    await this.#promote(false)
+    if (random.chance(0.5)) {
+      this.#world.primary = this.#world.startPrimary(primary.images.map(({ bytes }) => bytes))
+      this.#oracle.forbidden = { side: 'primary', why: 'the secondary was promoted' }
+    }
+    await this.#serveAlone()
+  }
+
+  /** Both sides live: the one that was promoted must depose the other as soon as they can talk. */
+  async #promoteAlive(): Promise<void> {
+    const { random, network, primary, scheduler } = this.#world
+    const force = random.chance(0.5)
+    if (!force) {
+      network.partitioned = true
+      if (random.chance(0.5)) network.cut()
+      else network.silence()
+    }
+    await this.#promote(force)
+    this.#oracle.forbidden = { side: 'secondary', why: 'it was promoted' }
+    await scheduler.run(random.whole(0, 300))
+    this.#toolstack.heal()
+    const { machine } = primary.group
+    const deposed = await this.#run(() => machine.writeObjection !== undefined)
+    expect(deposed, `13: the old primary is deposed: ${primary.group.status().reason}`)
+    const { acknowledged } = primary.guest
+    await scheduler.run(100)
+    expect.equal(primary.guest.acknowledged, acknowledged, '13: a deposed primary acks no write')
+    expect(primary.guest.notPermitted > 0, '13: a deposed primary refuses writes')
+    await this.#serveAlone()
+  }
+
+  async #promote(force: boolean): Promise<void> {
+    const { scheduler, secondary } = this.#world
+    let promoted = await this.#toolstack.promote(force)
+    // Until the silence of a dead primary has been noticed, it is taken for alive.
+    const latestMs = scheduler.nowMs + 3 * TIMEOUT_MS
+    while (!promoted && scheduler.nowMs < latestMs) {
+      await scheduler.run(20)
+      promoted = await this.#toolstack.promote(force)
+    }
+    expect(promoted, `8, 9: a promote works: ${secondary.group.status().reason}`)
+  }
+
+  /** The promoted side serves its guest; in the end its image holds everything. */
+  async #serveAlone(): Promise<void> {
+    const { secondary, scheduler, random } = this.#world
+    const { term, checkpoint } = secondary.group.status()
+    secondary.guest.start(3)
+    await scheduler.run(random.whole(0, 200))
+    expect(await this.#toolstack.promote(random.chance(0.5)), '22: a promote can be repeated')
+    const status = secondary.group.status()
+    expect.deepEqual([status.term, status.checkpoint, status.role], [term, checkpoint, 'active'])
+    this.#toolstack.heal()
+    this.#stopGuests()
+    expect(
+      await this.#run(() => secondary.guest.outstanding.size === 0),
+      '21: every request is answered',
+    )
+    await this.#toolstack.stop()
+    await this.#drainSecondary()
+    this.#oracle.checkImages()
+  }
+
+  async #restartPrimary(): Promise<void> {
+    const { primary, random, scheduler } = this.#world
+    this.#world.crash(primary, random.chance(0.5))
+    await scheduler.run(random.whole(0, 500))
+    this.#oracle.historyLost = true
+    this.#oracle.forbidden = { side: 'primary', why: 'it was restarted' }
+    this.#world.primary = this.#world.startPrimary(primary.images.map(({ bytes }) => bytes))
+    this.#world.primary.guest.start(2)
+    await this.#expectRefusal('the primary was restarted')
+    await this.#promote(false)
+    await this.#serveAlone()
+  }
+
+  async #restartSecondary(): Promise<void> {
+    const { secondary, random, scheduler } = this.#world
+    this.#world.crash(secondary, random.chance(0.5))
+    await scheduler.run(random.whole(0, 500))
+    this.#oracle.historyLost = true
+    this.#oracle.forbidden = { side: 'secondary', why: 'it was restarted' }
+    this.#world.secondary = this.#world.startSecondary(secondary.images.map(({ bytes }) => bytes))
+    await this.#expectRefusal('the secondary was restarted')
+    this.#stopGuests()
+    expect(
+      await this.#run(() => this.#world.primary.guest.outstanding.size === 0),
+      `21: the primary goes on alone: ${this.#outstanding().join(', ')}`,
+    )
+  }
+
+  /** 18: what the pair does not know is never taken for equal. */
+  async #expectRefusal(reason: string): Promise<void> {
+    this.#toolstack.heal()
+    const refused = await this.#run(
+      () => this.#world.primary.group.machine.reason?.includes(reason) === true,
+    )
+    expect(refused, `18: refused: ${reasonsOf([this.#world.primary.group])}`)
+    await this.#world.scheduler.run(500)
+  }
+
+  /** Until everything that was committed is in the secondary's images. */
+  async #drainSecondary(): Promise<void> {
+    const { secondary } = this.#world
+    secondary.guest.flushAll()
+    let idle = 0
+    for (const { layers } of secondary.disks)
+      void layers.idle().then(() => {
+        idle += 1
+      })
+    const drained = (): boolean =>
+      idle === secondary.disks.length && this.#outstanding().length === 0
+    expect(await this.#run(drained), 'committed epochs reach the images')
+  }
+
+  /** A memory that the guest's own writes can fill leaves no room for the primary's, until it is promoted. */
+  #mayOverflow(): boolean {
+    const { plan } = this.#world
+    return this.#oracle.overflows > 0 && plan.memory <= (2 * plan.disks.length + 1) * 256 * 1024
+  }
+
+  #stopGuests(): void {
+    this.#world.primary.guest.stop()
+    this.#world.secondary.guest.stop()
+  }
+
+  #outstanding(): string[] {
+    const { primary, secondary } = this.#world
+    return [primary, secondary].flatMap(({ life, guest }) =>
+      life.alive ? [...guest.outstanding].map((request) => `${life.name}: ${request}`) : [],
+    )
+  }
+
+  #run(done: () => boolean): Promise<boolean> {
+    return this.#world.scheduler.run(RECOVERY_MS, done)
+  }
+}
+
+function reasonsOf(groups: readonly ReplicationGroup[]): string {
+  return groups
+    .map((group) => {
+      const { role, protection, reason } = group.status()
+      return `${role} ${protection} (${reason ?? 'no reason'})`
+    })
+    .join(', ')
+}

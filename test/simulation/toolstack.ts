@@ -1,0 +1,213 @@
+/** Who commands both sides, and who breaks things: checkpoints, promotes, switches; cuts, silence, failing images. */
+
+import { strict as expect } from 'node:assert'
+
+import type { VirtualImage } from './image.ts'
+import type { Oracle } from './oracle.ts'
+import type { FaultKind } from './plan.ts'
+import type { Life } from './scheduler.ts'
+import type { World } from './world.ts'
+
+const SWITCHED_OFF = 'it was switched off'
+
+export class Toolstack {
+  readonly #world: World
+  readonly #oracle: Oracle
+  /** Commands that were not answered yet; those to a process that is gone never are. */
+  readonly #outstanding = new Set<{ readonly life: Life }>()
+  #commanding = false
+  #breaking = false
+
+  constructor(world: World, oracle: Oracle) {
+    this.#world = world
+    this.#oracle = oracle
+  }
+
+  start(): void {
+    this.#commanding = true
+    this.#breaking = true
+    this.#commandLater()
+    if (this.#world.plan.faults.length > 0) this.#breakLater()
+  }
+
+  stopFaults(): void {
+    this.#breaking = false
+  }
+
+  /** No command is given any more, and each that was is answered. */
+  async stop(): Promise<void> {
+    this.#commanding = false
+    const answered = await this.#world.scheduler.run(40_000, () =>
+      [...this.#outstanding].every(({ life }) => !life.alive),
+    )
+    expect(answered, '21: every command is answered')
+  }
+
+  /** Ends every fault. */
+  heal(): void {
+    const { network, primary, secondary } = this.#world
+    this.#breaking = false
+    network.partitioned = false
+    network.speak()
+    for (const { images } of [primary, secondary]) this.#restore(images)
+    if (primary.life.alive) primary.group.setReplicating(true)
+    if (secondary.life.alive) secondary.group.setReplicating(true)
+    this.#allowProtection()
+  }
+
+  /** @returns whether a checkpoint of the primary was taken */
+  async checkpoint(): Promise<boolean> {
+    const { scheduler, primary } = this.#world
+    let taken: boolean | undefined
+    primary.group.checkpoint(undefined).then(
+      ({ checkpoint }) => {
+        taken = true
+        this.#oracle.reported(checkpoint)
+      },
+      (error: unknown) => {
+        taken = false
+        this.#oracle.commandFailed('last checkpoint', error)
+      },
+    )
+    await scheduler.run(40_000, () => taken !== undefined)
+    expect(taken !== undefined, '21: a checkpoint is answered')
+    return taken
+  }
+
+  /** @returns whether the secondary is active then */
+  async promote(force: boolean): Promise<boolean> {
+    const { secondary, scheduler } = this.#world
+    let promoted: boolean | undefined
+    const { role } = secondary.group.status()
+    const answer = secondary.group.promote(force)
+    if (secondary.group.status().role !== role) this.#oracle.promoted()
+    answer.then(
+      () => (promoted = true),
+      (error: unknown) => {
+        promoted = false
+        this.#oracle.commandFailed('promote', error)
+      },
+    )
+    await scheduler.run(0, () => promoted !== undefined)
+    await scheduler.run(1, () => promoted !== undefined)
+    expect(promoted !== undefined, '21: a promote is answered at once')
+    return promoted
+  }
+
+  #commandLater(): void {
+    const { scheduler, random, plan, nobody } = this.#world
+    scheduler.after(random.delay(0, plan.checkpointMs), nobody, 'toolstack', () => {
+      if (!this.#commanding) return
+      this.#command()
+      this.#commandLater()
+    })
+  }
+
+  #command(): void {
+    const { random, primary, secondary } = this.#world
+    const side = random.chance(0.8) ? primary : secondary
+    if (!side.life.alive) return
+    const many = random.chance(0.2) ? random.whole(2, 4) : 1
+    for (let count = 0; count < many; count += 1) {
+      const command = { life: side.life }
+      this.#outstanding.add(command)
+      side.group
+        .checkpoint(random.chance(0.2) ? random.whole(0, 30) : undefined)
+        .then(
+          ({ checkpoint }) => this.#oracle.reported(checkpoint),
+          (error: unknown) => this.#oracle.commandFailed('checkpoint', error),
+        )
+        .finally(() => this.#outstanding.delete(command))
+        .catch((error: unknown) => this.#world.scheduler.fail(error))
+    }
+  }
+
+  #breakLater(): void {
+    const { scheduler, random, plan, nobody } = this.#world
+    scheduler.after(random.delay(0, plan.faultMs), nobody, 'fault', () => {
+      if (!this.#breaking) return
+      this.#break(random.pick(plan.faults))
+      this.#breakLater()
+    })
+  }
+
+  #break(fault: FaultKind): void {
+    const { network, primary, secondary, scheduler } = this.#world
+    scheduler.note(`FAULT ${fault}`)
+    switch (fault) {
+      case 'cut':
+        return network.cut()
+      case 'silence':
+        network.silence()
+        return this.#later(1000, () => network.speak())
+      case 'partition':
+        network.partitioned = true
+        if (this.#world.random.chance(0.5)) network.cut()
+        else network.silence()
+        return this.#later(800, () => {
+          network.partitioned = false
+          network.speak()
+        })
+      case 'primary-image':
+        return this.#failing(primary.images)
+      case 'secondary-image':
+        return this.#failing(secondary.images)
+      case 'slow-primary':
+        return this.#slow(primary.images)
+      case 'slow-secondary':
+        return this.#slow(secondary.images)
+      case 'switch-primary':
+        primary.group.setReplicating(false)
+        this.#oracle.forbidden ??= { side: 'primary', why: SWITCHED_OFF }
+        return this.#later(600, () => {
+          if (!primary.life.alive) return
+          this.#allowProtection()
+          primary.group.setReplicating(true)
+        })
+      case 'switch-secondary':
+        secondary.group.setReplicating(false)
+        return this.#later(600, () => {
+          if (secondary.life.alive) secondary.group.setReplicating(true)
+        })
+    }
+  }
+
+  #allowProtection(): void {
+    if (this.#oracle.forbidden?.why === SWITCHED_OFF) this.#oracle.forbidden = undefined
+  }
+
+  /** Ends a fault, unless the faults as a whole have ended before. */
+  #later(ms: number, end: () => void): void {
+    const { scheduler, random, nobody } = this.#world
+    scheduler.after(random.delay(0, ms), nobody, 'fault ends', () => {
+      if (this.#breaking) end()
+    })
+  }
+
+  #failing(images: readonly VirtualImage[]): void {
+    const { random } = this.#world
+    const share = random.pick([0.02, 0.2, 1])
+    for (const { conduct } of images)
+      conduct.failures = {
+        read: share,
+        write: random.pick([0, share]),
+        flush: random.pick([0, share]),
+      }
+    this.#later(500, () => this.#restore(images))
+  }
+
+  #slow(images: readonly VirtualImage[]): void {
+    const side = this.#sideOf(images)
+    for (const { conduct } of images) conduct.slowestMs = 10 * this.#world.conductOf(side).slowestMs
+    this.#later(300, () => this.#restore(images))
+  }
+
+  #restore(images: readonly VirtualImage[]): void {
+    const usual = this.#world.conductOf(this.#sideOf(images))
+    for (const { conduct } of images) Object.assign(conduct, usual)
+  }
+
+  #sideOf(images: readonly VirtualImage[]): 'primary' | 'secondary' {
+    return images === this.#world.primary.images ? 'primary' : 'secondary'
+  }
+}
