@@ -20,6 +20,7 @@ import { PrimaryGroup } from '../replication/primary-group.ts'
 import { SecondaryGroup } from '../replication/secondary-group.ts'
 import type { GroupSettings } from '../replication/settings.ts'
 import { choiceSetting, integerSetting, sizeSetting, type Stage } from './driver.ts'
+import { Guard } from './guard.ts'
 
 export interface RegistryOptions {
   readonly logger: Logger
@@ -83,7 +84,9 @@ export class ReplicationRegistry {
         { remedy },
       )
     }
-    return member.group.attach(exportName, below)
+    // Replication works in sectors; an image with larger blocks (O_DIRECT) is changed by reading, patching and writing.
+    const inSectors = below.geometry.block.min > SECTOR ? new Guard(below, false) : below
+    return member.group.attach(exportName, inSectors)
   }
 
   /** Begins to connect and to listen, once every disk is attached. */
