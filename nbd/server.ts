@@ -37,7 +37,7 @@ export interface ServerLimits {
   readonly closeMs: number
 }
 
-export const SERVER_LIMITS: ServerLimits = {
+const SERVER_LIMITS: ServerLimits = {
   connections: 1000,
   window: { requests: 128, bytes: 64 * MiB },
   negotiation: NEGOTIATION_LIMITS,

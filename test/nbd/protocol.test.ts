@@ -1,9 +1,36 @@
 import t from 'tap'
 
 import { FAULT_CODES, type FaultCode } from '../../core/fault.ts'
-import { errnoOf, faultCodeOf, readOffset, writeOffset } from '../../nbd/protocol.ts'
+import {
+  NBD_EINVAL,
+  NBD_EIO,
+  NBD_ENOMEM,
+  NBD_ENOSPC,
+  NBD_ENOTSUP,
+  NBD_EOVERFLOW,
+  NBD_EPERM,
+  NBD_ESHUTDOWN,
+  errnoOf,
+  faultCodeOf,
+  readOffset,
+  writeOffset,
+} from '../../nbd/protocol.ts'
 
-const WIRE_ERRORS = [1, 5, 12, 22, 28, 75, 95, 108]
+const WIRE_ERRORS = [
+  NBD_EPERM,
+  NBD_EIO,
+  NBD_ENOMEM,
+  NBD_EINVAL,
+  NBD_ENOSPC,
+  NBD_EOVERFLOW,
+  NBD_ENOTSUP,
+  NBD_ESHUTDOWN,
+]
+
+void t.test('the error numbers are the specification’s', (t) => {
+  t.strictSame(WIRE_ERRORS, [1, 5, 12, 22, 28, 75, 95, 108])
+  t.end()
+})
 
 void t.test('every fault has one of the protocol error numbers', (t) => {
   for (const code of Object.keys(FAULT_CODES) as FaultCode[])
