@@ -14,7 +14,7 @@ import type { GroupMode, GroupRole } from '../group.ts'
 export const PROTOCOL = { min: 1, max: 1 } as const
 
 /** Bytes. A hello with hundreds of disks fits easily. */
-export const MAX_HELLO = 64 * 1024
+const MAX_HELLO = 64 * 1024
 
 export interface DiskIdentity {
   readonly name: string

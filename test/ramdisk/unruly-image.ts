@@ -12,7 +12,7 @@ import { isPromise, type MaybePromise } from '../../core/maybe-promise.ts'
 import { SECTOR } from '../../core/units.ts'
 
 /** Numbers from 0 to below `bound`, the same for the same seed. */
-export function chance(seed: number): (bound: number) => number {
+function chance(seed: number): (bound: number) => number {
   let state = seed >>> 0
   return (bound) => {
     state = (state + 0x6d2b79f5) >>> 0
