@@ -1,0 +1,105 @@
+import fc from 'fast-check'
+import t from 'tap'
+
+import { Fault } from '../../../core/fault.ts'
+import {
+  encodeFrame,
+  frame,
+  HEADER_SIZE,
+  MAX_PAYLOAD,
+  type Frame,
+} from '../../../replication/machine/frame.ts'
+import { FrameReader } from '../../../replication/machine/frame-reader.ts'
+import { anyFrame, kept } from './frames.ts'
+
+/** Pushes each chunk in memory that is overwritten afterwards, as a socket's is. */
+function read(chunks: readonly Buffer[]): Frame[] {
+  const reader = new FrameReader()
+  const frames: Frame[] = []
+  for (const chunk of chunks) {
+    const lent = Buffer.from(chunk)
+    reader.push(lent, (arrived) => frames.push(kept(arrived)) > 0)
+    lent.fill(0xdd)
+  }
+  return frames
+}
+
+void t.test('frames survive a cut at every byte', (t) => {
+  const written = [
+    frame('hello', { payload: Buffer.from('hello') }),
+    frame('heartbeat'),
+    frame('write', { disk: 1, position: 512, payload: Buffer.alloc(512, 7) }),
+    frame('checkpoint', { position: 1 }),
+  ]
+  const bytes = Buffer.concat(written.map(encodeFrame))
+  for (let cut = 0; cut <= bytes.length; cut += 1)
+    t.same(read([bytes.subarray(0, cut), bytes.subarray(cut)]), written, `cut at ${cut}`)
+  t.same(read(Array.from(bytes, (_, at) => bytes.subarray(at, at + 1))), written, 'byte by byte')
+  t.end()
+})
+
+void t.test('frames survive any cuts', (t) => {
+  const lengths = fc.array(fc.integer({ min: 1, max: 300 }), { minLength: 1, maxLength: 40 })
+  fc.assert(
+    fc.property(fc.array(anyFrame, { maxLength: 8 }), lengths, (written, lengths) => {
+      const bytes = Buffer.concat(written.map(encodeFrame))
+      const chunks: Buffer[] = []
+      let at = 0
+      while (at < bytes.length) {
+        const length = lengths[chunks.length % lengths.length]!
+        chunks.push(bytes.subarray(at, at + length))
+        at += length
+      }
+      t.same(read(chunks), written)
+    }),
+  )
+  t.end()
+})
+
+void t.test('the largest frame survives, in pieces and in whole', (t) => {
+  const written = [frame('write', { payload: Buffer.alloc(MAX_PAYLOAD, 3) }), frame('heartbeat')]
+  const bytes = Buffer.concat(written.map(encodeFrame))
+  for (const cut of [1, HEADER_SIZE, HEADER_SIZE + 1, 5000, HEADER_SIZE + MAX_PAYLOAD - 1])
+    t.same(read([bytes.subarray(0, cut), bytes.subarray(cut)]), written)
+  t.end()
+})
+
+void t.test('nothing is handed out after the taker has had enough', (t) => {
+  const bytes = Buffer.concat([1, 2, 3].map((position) => encodeFrame(frame('done', { position }))))
+  for (const cut of [0, 10, 40, bytes.length]) {
+    const reader = new FrameReader()
+    const seen: number[] = []
+    const take = ({ position }: Frame): boolean => {
+      seen.push(position)
+      return position < 2
+    }
+    reader.push(bytes.subarray(0, cut), take)
+    if (seen.length < 2) reader.push(bytes.subarray(cut), take)
+    t.same(seen, [1, 2], `cut at ${cut}`)
+  }
+  t.end()
+})
+
+void t.test('bytes that are no frames end in a fault, and never in anything else', (t) => {
+  fc.assert(
+    fc.property(
+      fc.array(anyFrame, { maxLength: 3 }),
+      fc.uint8Array({ minLength: 6, maxLength: 100 }),
+      fc.nat(),
+      (written, noise, place) => {
+        const good = Buffer.concat(written.map(encodeFrame))
+        const chunks = [good, Buffer.from(noise), Buffer.alloc(HEADER_SIZE + MAX_PAYLOAD)]
+        const cut = place % (good.length + noise.length)
+        const bytes = Buffer.concat(chunks)
+        const frames: Frame[] = []
+        const reader = new FrameReader()
+        t.throws(() => {
+          for (const chunk of [bytes.subarray(0, cut), bytes.subarray(cut)])
+            reader.push(chunk, (arrived) => frames.push(kept(arrived)) > 0)
+        }, Fault)
+        t.same(frames, written, 'and what came before is whole')
+      },
+    ),
+  )
+  t.end()
+})
