@@ -12,4 +12,5 @@ files=('test/**/*.test.ts')
 for argument in "$@"; do
   [[ $argument == -* ]] || files=()
 done
-exec npx tap "${files[@]}" "$@"
+# Each step of a process test has a deadline of its own; the limit for a whole file leaves room for a slow machine.
+exec npx tap --timeout=900 "${files[@]}" "$@"

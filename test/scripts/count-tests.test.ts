@@ -24,6 +24,15 @@ const CASES = [
     status: { plain: 1, strict: 1 },
   },
   {
+    of: 'a file that ran out of time, which tap names twice',
+    tap: [
+      ...['    not ok 1 - slow', 'not ok 1 - test/slow.test.ts # time=9ms', '    ok 1 - two'],
+      ...['ok 2 - b', 'not ok 3 - timeout!', '  ---', '  expired: test/slow.test.ts', '  ...'],
+    ],
+    counts: '1 passed, 1 failed',
+    status: { plain: 1, strict: 1 },
+  },
+  {
     of: 'skipped and unfinished tests',
     tap: ['    ok 1 - one', '    ok 2 - two # SKIP no disk', '    ok 3 - x # TODO', 'ok 1 - a'],
     counts: '1 passed, 0 failed, 2 skipped',
