@@ -164,8 +164,10 @@ export class PrimaryMachine {
     limit: number,
     committed: number,
   ): { at: number; length: number } | undefined {
-    const run = this.#mapOf(disk).nextDirty(from, limit, committed)
     const size = this.#settings.disks[disk]?.size ?? 0
+    // The last run may end in the middle of a block: what lies behind it is that block again.
+    if (from >= size) return undefined
+    const run = this.#mapOf(disk).nextDirty(from, limit, committed)
     return run === undefined
       ? undefined
       : { at: run.at, length: Math.min(run.length, size - run.at) }
