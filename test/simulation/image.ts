@@ -189,7 +189,8 @@ export class VirtualImage implements BlockDevice {
       return
     }
     return new Promise((resolve, reject) => {
-      this.#walk(taken, () => {
+      // A device tries for long before it gives up.
+      this.#walk(taken, fails ? 8 : 1, () => {
         const fault = end()
         if (fault === undefined) resolve()
         else reject(fault)
@@ -197,13 +198,14 @@ export class VirtualImage implements BlockDevice {
     })
   }
 
-  #walk(steps: readonly (() => void)[], end: () => void): void {
+  #walk(steps: readonly (() => void)[], slowness: number, end: () => void): void {
     const [step, ...rest] = steps
-    const ms = this.#random.delay(0, this.conduct.slowestMs)
+    const ms = slowness * this.#random.delay(0, this.conduct.slowestMs)
     this.#scheduler.after(ms, this.life, 'image', () => {
       step?.()
       // The last look at the bytes and the completion may also be apart.
-      if (rest.length > 0 || (step !== undefined && this.#random.chance(0.5))) this.#walk(rest, end)
+      if (rest.length > 0 || (step !== undefined && this.#random.chance(0.5)))
+        this.#walk(rest, slowness, end)
       else end()
     })
   }

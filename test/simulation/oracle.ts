@@ -77,6 +77,10 @@ export class Oracle implements Observer {
   }
 
   secondaryEvent(event: GroupEvent): void {
+    if (event.event === 'REPLICATION_LINK') {
+      for (const { layers, name } of this.#there.secondary.disks)
+        this.#check(layers.pendingBytes === 0, `1, 20: a new stream begins with ${name} empty`)
+    }
     if (event.event !== 'REPLICATION_CHECKPOINT') return
     const { checkpoint } = event.data
     this.commits += 1

@@ -59,7 +59,7 @@ export function planOf(seed: number): Plan {
   return {
     seed,
     mode,
-    disks: Array.from({ length: random.whole(1, 3) }, () => random.whole(3, 8) * 8),
+    disks: Array.from({ length: random.whole(1, 3) }, () => random.whole(17, 64)),
     memory: random.chance(0.4) ? random.whole(4, 10) * SLAB : 64 * SLAB,
     primaryDepth: random.whole(1, 4),
     secondaryDepth: mode === 'colo' ? random.pick([0, 1, 3]) : 0,

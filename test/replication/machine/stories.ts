@@ -1,0 +1,44 @@
+/** One line for each thing that a machine does, so that a story about it reads as one. */
+
+import type { GroupEvent } from '../../../replication/group.ts'
+import type { Frame } from '../../../replication/machine/frame.ts'
+import { decodeHello, decodeRefusal } from '../../../replication/machine/handshake.ts'
+
+export function describeFrame({ type, position, extent, payload }: Frame): string {
+  switch (type) {
+    case 'hello': {
+      const { incarnation, partner, checkpoint, announced } = decodeHello(payload)
+      return `hello from ${incarnation} of ${partner ?? 'nobody'} at ${checkpoint}/${announced}`
+    }
+    case 'refuse': {
+      const { code, reason, term } = decodeRefusal(payload)
+      return `refuse ${code} in term ${term}: ${reason}`
+    }
+    case 'checkpoint':
+    case 'done':
+      return `${type} ${position}`
+    case 'pressure':
+      return `pressure ${position} of ${extent}`
+    case 'heartbeat':
+    case 'write':
+    case 'zero':
+      return type
+  }
+}
+
+export function describeEvent(event: GroupEvent): string {
+  switch (event.event) {
+    case 'REPLICATION_CHECKPOINT':
+      return `CHECKPOINT ${event.data.checkpoint}`
+    case 'REPLICATION_LINK':
+      return event.data.up ? 'LINK up' : `LINK down: ${event.data.reason}`
+    case 'REPLICATION_ROLE':
+      return `ROLE ${event.data.role} in term ${event.data.term}`
+    case 'REPLICATION_PROTECTION':
+      return `PROTECTION ${event.data.protection}${event.data.reason === null ? '' : `: ${event.data.reason}`}`
+    case 'REPLICATION_PRESSURE':
+      return `PRESSURE ${event.data.bytes} of ${event.data.limit}`
+    case 'REPLICATION_ERROR':
+      return `ERROR ${event.data.error}`
+  }
+}
