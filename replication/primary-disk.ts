@@ -142,18 +142,19 @@ export class PrimaryDisk implements BlockDevice {
     local: () => MaybePromise<void>,
     forward: (handed: () => void) => void,
   ): MaybePromise<void> {
+    let written: MaybePromise<void>
     try {
       this.#checkWritable()
       this.#group.machine.writing(this.#index(), at, length)
-      const written = local()
-      if (!isPromise(written)) return this.#changed(ticket, at, length, forward)
-      return written.then(
-        () => this.#changed(ticket, at, length, forward),
-        (error: unknown) => this.#failed(ticket, at, length, error),
-      )
+      written = local()
     } catch (error) {
       return this.#failed(ticket, at, length, error)
     }
+    if (!isPromise(written)) return this.#changed(ticket, at, length, forward)
+    return written.then(
+      () => this.#changed(ticket, at, length, forward),
+      (error: unknown) => this.#failed(ticket, at, length, error),
+    )
   }
 
   #checkWritable(): void {
