@@ -139,9 +139,10 @@ class Run {
     const deposed = await this.#run(() => machine.writeObjection !== undefined)
     expect(deposed, `13: the old primary is deposed: ${primary.group.status().reason}`)
     const { acknowledged } = primary.guest
+    const refuses = await this.#run(() => primary.guest.notPermitted > 0)
+    expect(refuses, '13: a deposed primary refuses writes')
     await scheduler.run(100)
     expect.equal(primary.guest.acknowledged, acknowledged, '13: a deposed primary acks no write')
-    expect(primary.guest.notPermitted > 0, '13: a deposed primary refuses writes')
     await this.#serveAlone()
   }
 
