@@ -4,7 +4,7 @@ import type { GroupMode } from '../../replication/group.ts'
 import { SLAB } from '../../ramdisk/page-memory.ts'
 import { Random } from './random.ts'
 
-export const ENDINGS = [
+const ENDINGS = [
   'heal',
   'primary-crash',
   'primary-restart',
@@ -12,9 +12,9 @@ export const ENDINGS = [
   'promote',
 ] as const
 
-export type Ending = (typeof ENDINGS)[number]
+type Ending = (typeof ENDINGS)[number]
 
-export const FAULTS = [
+const FAULTS = [
   'cut',
   'silence',
   'partition',

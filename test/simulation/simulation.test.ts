@@ -10,7 +10,7 @@ import t from 'tap'
 
 import { simulate, type Summary } from './run.ts'
 
-const RUNS = Number(process.env['SIMULATION_RUNS'] ?? 25)
+const RUNS = Number(process.env['SIMULATION_RUNS'] ?? 20)
 const FRESH = Number(process.env['SIMULATION_SEED'] ?? Math.floor(Math.random() * 2 ** 31))
 
 /** @returns the summaries of the runs that went well */
@@ -58,6 +58,6 @@ void t.test('the same seed goes the same way', async (t) => {
   const once = await runOf()
   const again = await runOf()
   const difference = once.findIndex((line, index) => line !== again[index])
-  t.equal(difference, -1, `seed ${FRESH}: ${once[difference]}, then ${again[difference]}`)
+  t.equal(difference, -1, `seed ${FRESH} goes the same way twice`)
   t.equal(again.length, once.length)
 })

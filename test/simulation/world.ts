@@ -20,7 +20,7 @@ import { Registers } from './registers.ts'
 import { Scheduler, type Life } from './scheduler.ts'
 import { sectorsOf } from './sectors.ts'
 
-export const HEARTBEAT_MS = 60
+const HEARTBEAT_MS = 60
 export const TIMEOUT_MS = 240
 
 /** What both sides have: a process, its images, and what its guest may find there. */
