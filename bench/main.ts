@@ -64,7 +64,7 @@ async function main(): Promise<void> {
     const sections: Section[] = []
     for (const name of names) {
       say(`${name}:`)
-      const section = await SECTIONS[name]!(effort)
+      const section = await measured(name, effort)
       sections.push(section)
       console.log(`\n${markdown(section)}\n`)
     }
@@ -75,6 +75,19 @@ async function main(): Promise<void> {
     say(`wrote ${path.relative(process.cwd(), output)}`)
   } finally {
     await scope.end()
+  }
+}
+
+/** The section, or the reason why there is none: the other sections of a long run are not lost with it. */
+async function measured(name: string, effort: Effort): Promise<Section> {
+  try {
+    return await SECTIONS[name]!(effort)
+  } catch (error) {
+    process.exitCode = 1
+    const lines = (error instanceof Error ? error.message : String(error)).split('\n')
+    const reason = lines.find((line) => line.startsWith('stderr: ')) ?? lines[0] ?? ''
+    say(lines.join('\n'))
+    return { title: name, about: `Not measured: ${reason.replace('stderr: ', '')}`, rows: [] }
   }
 }
 

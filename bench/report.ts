@@ -34,6 +34,7 @@ export function page(run: Run, sections: readonly Section[]): string {
 }
 
 export function markdown({ title, about, rows }: Section): string {
+  if (rows.length === 0) return `## ${title}\n\n${about}`
   const subjects = [...new Set(rows.flatMap((row) => [...row.samples.keys()]))]
   return [
     `## ${title}`,
