@@ -2,13 +2,25 @@ import { defineConfig } from 'eslint/config'
 import tseslint from 'typescript-eslint'
 
 /**
- * Imports go one way: core <- formats <- ramdisk, replication machines <- drivers, nbd, control <- cli.
+ * Imports go one way: core <- net, formats <- ramdisk, replication machines <- drivers, nbd, control <- cli.
  * Each entry names the folders that a folder may NOT import.
  */
 const forbiddenImports = {
-  core: ['formats', 'ramdisk', 'replication', 'drivers', 'nbd', 'control', 'cli', 'test', 'bench'],
-  formats: ['ramdisk', 'replication', 'drivers', 'nbd', 'control', 'cli', 'test', 'bench'],
-  ramdisk: ['replication', 'drivers', 'nbd', 'control', 'cli', 'test', 'bench'],
+  core: [
+    'net',
+    'formats',
+    'ramdisk',
+    'replication',
+    'drivers',
+    'nbd',
+    'control',
+    'cli',
+    'test',
+    'bench',
+  ],
+  net: ['formats', 'ramdisk', 'replication', 'drivers', 'nbd', 'control', 'cli', 'test', 'bench'],
+  formats: ['net', 'ramdisk', 'replication', 'drivers', 'nbd', 'control', 'cli', 'test', 'bench'],
+  ramdisk: ['net', 'replication', 'drivers', 'nbd', 'control', 'cli', 'test', 'bench'],
   replication: ['drivers', 'nbd', 'control', 'cli', 'test', 'bench'],
   drivers: ['nbd', 'control', 'cli', 'test', 'bench'],
   nbd: ['replication', 'ramdisk', 'control', 'cli', 'test', 'bench'],
@@ -83,6 +95,7 @@ export default defineConfig(
     files: [
       'core/**/*.ts',
       'formats/**/*.ts',
+      'net/**/*.ts',
       'ramdisk/**/*.ts',
       'nbd/**/*.ts',
       'drivers/**/*.ts',

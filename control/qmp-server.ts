@@ -7,12 +7,14 @@
  *  - A slow command delays no other connection.
  */
 
+import { mkdir } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net'
+import { dirname } from 'node:path'
 
 import type { Logger } from '../core/logger.ts'
+import { listenPrivately, type PrivateSocket } from '../net/private-socket.ts'
 import type { ControlContext } from './commands.ts'
 import type { EventBus } from './events.ts'
-import { listenPrivately, type PrivateSocket } from './private-socket.ts'
 import { QmpConnection } from './qmp-connection.ts'
 import { QmpSession } from './qmp-session.ts'
 
@@ -43,9 +45,15 @@ export class QmpServer {
     this.#server = createServer({ allowHalfOpen: true }, (socket) => this.#accept(socket))
   }
 
-  /** @throws Fault when the path cannot be used or a living server has it. */
+  /**
+   * Makes the socket, and its folder where only that is missing.
+   * @throws Fault when the path cannot be used or a living server has it.
+   */
   async listen(): Promise<void> {
-    this.#socket = await listenPrivately(this.#server, this.#options.path)
+    const { path } = this.#options
+    // What is wrong with the folder, if anything, shows when the socket is made.
+    await mkdir(dirname(path), { mode: 0o700 }).catch(() => undefined)
+    this.#socket = await listenPrivately(this.#server, path, 'control socket')
     this.#options.logger.info({ path: this.#socket.path }, 'control socket listens')
   }
 

@@ -9,8 +9,9 @@
 
 import { createServer, type Server, type Socket } from 'node:net'
 
-import { Fault, asFault } from '../core/fault.ts'
+import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
+import { listenOnPort } from '../net/tcp-port.ts'
 import type { Link, LinkHandlers } from './environment.ts'
 import { SocketLink } from './link.ts'
 import { encodeRefusal, decodeHello, type Hello } from './machine/handshake.ts'
@@ -47,21 +48,12 @@ export class ReplicationListener {
     this.#server = createServer((socket) => this.#accept(socket))
   }
 
-  /** @throws Fault IN_USE or IO when the address cannot be listened on */
-  listen(): Promise<void> {
-    const { host, port } = this
-    return new Promise((resolve, reject) => {
-      const failed = (error: NodeJS.ErrnoException): void =>
-        reject(listenFault(error, `${host}:${port}`))
-      this.#server.once('error', failed)
-      this.#server.listen({ host, port }, () => {
-        this.#server.off('error', failed)
-        this.#server.on('error', (error) =>
-          this.#logger.error({ error: error.message }, 'replication port error'),
-        )
-        resolve()
-      })
-    })
+  /** @throws Fault when the address cannot be listened on */
+  async listen(): Promise<void> {
+    await listenOnPort(this.#server, this, 'replication port')
+    this.#server.on('error', (error) =>
+      this.#logger.error({ error: error.message }, 'replication port error'),
+    )
   }
 
   add(group: string, taker: LinkTaker): void {
@@ -124,18 +116,4 @@ export class ReplicationListener {
     clearTimeout(stranger.deadline)
     this.#strangers.delete(stranger)
   }
-}
-
-function listenFault(error: NodeJS.ErrnoException, where: string): Fault {
-  if (error.code === 'EADDRINUSE') {
-    return new Fault('IN_USE', 'the replication address is in use', {
-      where,
-      remedy: 'stop the other listener or choose another port',
-      cause: error,
-    })
-  }
-  return asFault(error, 'IO', 'cannot listen for replication', {
-    where,
-    remedy: 'give an address of this machine',
-  })
 }

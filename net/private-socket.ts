@@ -8,7 +8,7 @@
  */
 
 import { once } from 'node:events'
-import { chmod, link, lstat, mkdir, mkdtemp, rename, rm, unlink } from 'node:fs/promises'
+import { chmod, link, lstat, mkdtemp, rename, rm, unlink } from 'node:fs/promises'
 import { connect, type Server } from 'node:net'
 import { dirname, join, resolve } from 'node:path'
 
@@ -23,32 +23,40 @@ export interface PrivateSocket {
   unlink(): Promise<void>
 }
 
-/** Makes `server` listen on `given`. @throws Fault when the path cannot be used or a living server has it. */
-export async function listenPrivately(server: Server, given: string): Promise<PrivateSocket> {
+/**
+ * Makes `server` listen on `given`; `what` names the socket in messages.
+ * @throws Fault IN_USE when a living server or something else has the path, INVALID when it is too long, else IO.
+ */
+export async function listenPrivately(
+  server: Server,
+  given: string,
+  what: string,
+): Promise<PrivateSocket> {
   const path = resolve(given)
-  const parent = dirname(path)
   try {
-    await mkdir(parent, { mode: 0o700 }).catch((error: unknown) => {
-      if (!hasCode(error, 'EEXIST')) throw error
-    })
-    const folder = await mkdtemp(join(parent, '.'))
+    const folder = await mkdtemp(join(dirname(path), '.'))
     try {
-      return await listenIn(server, folder, path)
+      return await listenIn(server, folder, path, what)
     } finally {
       await rm(folder, { recursive: true, force: true })
     }
   } catch (error) {
-    throw asFault(error, 'IO', 'cannot listen on the control socket', {
+    throw asFault(error, 'IO', `cannot listen on the ${what}`, {
       where: path,
       remedy: 'choose a path in an existing folder that you may write to',
     })
   }
 }
 
-async function listenIn(server: Server, folder: string, path: string): Promise<PrivateSocket> {
+async function listenIn(
+  server: Server,
+  folder: string,
+  path: string,
+  what: string,
+): Promise<PrivateSocket> {
   const made = join(folder, 's')
   if (Buffer.byteLength(path) > LONGEST_PATH || Buffer.byteLength(made) > LONGEST_PATH) {
-    throw new Fault('INVALID', 'the path of the control socket is too long', {
+    throw new Fault('INVALID', `the path of the ${what} is too long`, {
       where: path,
       remedy: `choose one whose folder has at most ${LONGEST_PATH - '/.XXXXXX/s'.length} bytes`,
     })
@@ -59,7 +67,7 @@ async function listenIn(server: Server, folder: string, path: string): Promise<P
   try {
     await chmod(made, 0o600)
     const { ino, dev } = await lstat(made)
-    await putInPlace(made, path, folder)
+    await putInPlace(made, path, folder, what)
     return {
       path,
       unlink: async () => {
@@ -74,7 +82,7 @@ async function listenIn(server: Server, folder: string, path: string): Promise<P
 }
 
 /** Links `made` to `path`; link() refuses to replace what is there, so two servers cannot both succeed. */
-async function putInPlace(made: string, path: string, folder: string): Promise<void> {
+async function putInPlace(made: string, path: string, folder: string, what: string): Promise<void> {
   for (const attempt of [1, 2]) {
     try {
       await link(made, path)
@@ -82,31 +90,31 @@ async function putInPlace(made: string, path: string, folder: string): Promise<v
     } catch (error) {
       if (!hasCode(error, 'EEXIST') || attempt === 2) throw error
     }
-    await removeStale(path, folder)
+    await removeStale(path, folder, what)
   }
 }
 
-async function removeStale(path: string, folder: string): Promise<void> {
+async function removeStale(path: string, folder: string, what: string): Promise<void> {
   const found = await lstat(path)
   if (!found.isSocket()) {
-    throw new Fault('IN_USE', 'the path of the control socket is taken by something else', {
+    throw new Fault('IN_USE', `the path of the ${what} is taken by something else`, {
       where: path,
       remedy: 'choose another path, or remove it yourself',
     })
   }
-  if (await answers(path)) throw inUse(path)
+  if (await answers(path)) throw inUse(path, what)
   // Moved aside first: if another server was faster and put its own there, it gets it back.
   const aside = join(folder, 'stale')
   await rename(path, aside)
   if ((await lstat(aside)).ino === found.ino) return
   await link(aside, path)
-  throw inUse(path)
+  throw inUse(path, what)
 }
 
-function inUse(path: string): Fault {
-  return new Fault('IN_USE', 'another server listens on the control socket', {
+function inUse(path: string, what: string): Fault {
+  return new Fault('IN_USE', `another server listens on the ${what}`, {
     where: path,
-    remedy: 'stop it, or choose another path with --control',
+    remedy: 'stop it, or choose another path',
   })
 }
 
