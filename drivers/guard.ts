@@ -29,6 +29,9 @@ import { BlockEdges } from './block-edges.ts'
 /** What zeroing sends to a device that cannot zero. */
 const ZEROES = Buffer.from(new SharedArrayBuffer(1 * MiB))
 
+/** What a request is called that ends beyond the end of the disk. */
+type Beyond = 'INVALID' | 'NO_SPACE'
+
 export class Guard implements BlockDevice {
   readonly #below: BlockDevice
   readonly #readOnly: boolean
@@ -118,7 +121,8 @@ export class Guard implements BlockDevice {
   trim(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
     if (this.#gate !== undefined) return this.#gate.then(() => this.trim(at, length, flags))
     const { size, block } = this.#below.geometry
-    this.#admitChange(at, length, size)
+    // As the NBD protocol has it: what would need space beyond the end is NO_SPACE, a trim there is merely wrong.
+    this.#admitChange(at, length, size, 'INVALID')
     if (!this.#can.trim) return undefined
     const passed = this.#durability(flags)
     // What is only part of a block keeps its content, which a trim allows.
@@ -271,12 +275,12 @@ export class Guard implements BlockDevice {
     return flags & ~FUA
   }
 
-  #admitChange(at: number, length: number, size: number): void {
+  #admitChange(at: number, length: number, size: number, beyond: Beyond = 'NO_SPACE'): void {
     if (this.#readOnly) throw readOnlyFault()
-    this.#admit(at, length, size, 'NO_SPACE')
+    this.#admit(at, length, size, beyond)
   }
 
-  #admit(at: number, length: number, size: number, beyond: 'INVALID' | 'NO_SPACE'): void {
+  #admit(at: number, length: number, size: number, beyond: Beyond): void {
     this.#refuseAfterClose()
     if (!Number.isSafeInteger(at) || at < 0) {
       throw new Fault('INVALID', `not an offset on a disk: ${at}`)

@@ -31,7 +31,7 @@ const refused: readonly (readonly [
   ['a status beyond the end', (disk) => disk.status(0, SIZE + 1), 'INVALID'],
   ['a write beyond the end', (disk) => disk.write(bytes, SIZE - 511, 0), 'NO_SPACE'],
   ['zeroing beyond the end', (disk) => disk.zero(SIZE, 1, 0), 'NO_SPACE'],
-  ['a trim beyond the end', (disk) => disk.trim(SIZE - 1, 2, 0), 'NO_SPACE'],
+  ['a trim beyond the end', (disk) => disk.trim(SIZE - 1, 2, 0), 'INVALID'],
   ['an offset below zero', (disk) => disk.read(Buffer.alloc(1), -1), 'INVALID'],
   ['an offset that is no whole number', (disk) => disk.read(Buffer.alloc(1), 0.5), 'INVALID'],
   ['a read of nothing', (disk) => disk.read(Buffer.alloc(0), 0), 'INVALID'],
