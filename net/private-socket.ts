@@ -34,7 +34,8 @@ export async function listenPrivately(
 ): Promise<PrivateSocket> {
   const path = resolve(given)
   try {
-    const folder = await mkdtemp(join(dirname(path), '.'))
+    // Beside the socket, so that it can be linked, and in the only folder that must be writable; join() would lose the dot.
+    const folder = await mkdtemp(`${dirname(path)}/.`)
     try {
       return await listenIn(server, folder, path, what)
     } finally {

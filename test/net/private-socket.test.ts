@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { lstatSync } from 'node:fs'
+import { lstatSync, watch } from 'node:fs'
 import { link, lstat, mkdir, readdir, rename, stat, symlink, writeFile } from 'node:fs/promises'
 import net from 'node:net'
 import path from 'node:path'
@@ -53,6 +53,25 @@ void t.test('the socket never shows under its name with another mode', async (t)
   await opening
   modes.add(lstatSync(at).mode & 0o777)
   t.same([...modes], [0o600])
+})
+
+void t.test('nothing is made outside the folder of the socket', async (t) => {
+  const above = await tempDirectory(t)
+  const folder = path.join(above, 'folder')
+  await mkdir(folder)
+  const seen = new Set<string | null>()
+  const watcher = watch(above)
+  watcher.on('change', (_, name) => seen.add(String(name)))
+  const sentinelSeen = new Promise<void>((resolve) => {
+    watcher.on('change', (_, name) => {
+      if (name === 'sentinel') resolve()
+    })
+  })
+  await listenPrivately(server(t), path.join(folder, 's'), 'test socket')
+  await writeFile(path.join(above, 'sentinel'), '')
+  await sentinelSeen
+  watcher.close()
+  t.same([...seen], ['sentinel'])
 })
 
 void t.test('a stale socket is replaced', async (t) => {
