@@ -120,7 +120,8 @@ export class BufferPool {
   }
 }
 
-function sizeClass(length: number): number {
+/** Bytes that a slot for `length` bytes takes of the limit. */
+export function sizeClass(length: number): number {
   let size = SMALLEST
   while (size < length) size *= 2
   return size

@@ -43,7 +43,7 @@ const SERVER_LIMITS: ServerLimits = {
   negotiation: NEGOTIATION_LIMITS,
   handshakeMs: 10_000,
   lingerMs: 1_000,
-  stallMs: 30_000,
+  stallMs: 10_000,
   closeMs: 10_000,
 }
 
@@ -77,7 +77,7 @@ export class NbdServer {
   constructor({ exports, pool, logger, limits, transport = 'in-place' }: NbdServerOptions) {
     this.#logger = logger
     this.#limits = { ...SERVER_LIMITS, ...limits }
-    this.#share = new MemoryShare(pool)
+    this.#share = new MemoryShare(pool, this.#limits.connections)
     this.#connectionOptions = {
       exports,
       logger,
