@@ -21,10 +21,12 @@ import {
 import { Fault } from '../core/fault.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import { RangeLock, type RangeTicket } from '../core/range-lock.ts'
-import { SECTOR } from '../core/units.ts'
+import { MiB, SECTOR } from '../core/units.ts'
 import type { Link } from './environment.ts'
 import { frame, MAX_PAYLOAD, PUNCH } from './machine/frame.ts'
 import type { PrimaryMachine } from './machine/primary.ts'
+
+const ZEROES = Buffer.alloc(1 * MiB)
 
 /** What a disk needs of its group. */
 export interface PrimaryContext {
@@ -112,12 +114,17 @@ export class PrimaryDisk implements BlockDevice {
     await this.#below.close()
   }
 
-  /** Sends the present content of a range, in order with the guest's writes. For resync. */
+  /** Sends the present content of a range of at most 1 MiB, in order with the guest's writes. For resync. */
   async resend(at: number, buffer: Buffer): Promise<void> {
     const ticket = await this.#lock.acquire(at, buffer.length)
     try {
       await this.#below.read(buffer, at)
-      await new Promise<void>((resolve) => this.#forwardBytes(buffer, at, resolve))
+      // Holes stay holes, and a discarded disk is not sent byte by byte.
+      const empty = buffer.equals(ZEROES.subarray(0, buffer.length))
+      await new Promise<void>((resolve) => {
+        if (empty) this.#forwardZero(at, buffer.length, resolve)
+        else this.#forwardBytes(buffer, at, resolve)
+      })
     } finally {
       this.#lock.release(ticket)
     }

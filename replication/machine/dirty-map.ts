@@ -6,7 +6,8 @@
  *
  * Invariants:
  *  - A block that was written in epoch n is dirty until checkpoint n or a later one is committed (invariant 15, 16).
- *  - Memory is proportional to the regions written since the last commit, not to the disk.
+ *  - Memory is proportional to the regions written in part since the last commit; a region written whole takes next to
+ *    none, so that discarding a large disk is cheap.
  */
 
 import { KiB } from '../../core/units.ts'
@@ -14,15 +15,20 @@ import { KiB } from '../../core/units.ts'
 /** Bytes of disk behind one entry. */
 export const DIRTY_BLOCK = 4 * KiB
 const BLOCKS_PER_CHUNK = 4096
-const CHUNK = DIRTY_BLOCK * BLOCKS_PER_CHUNK
 
 interface Chunk {
-  readonly epochs: Uint32Array
+  /** Undefined while all blocks were last written in `newest`. */
+  epochs: Uint32Array | undefined
   newest: number
+  /** Dirty blocks with respect to `countedFor`, as long as nothing changes. */
+  dirty: number
+  countedFor: number
 }
 
 export class DirtyMap {
   #chunks = new Map<number, Chunk>()
+  /** The keys of the chunks in ascending order, as long as none is added or removed. */
+  #order: number[] | undefined
 
   /** Notes that [at, at + length) changes in epoch `epoch`, which is never below an earlier call's. */
   mark(at: number, length: number, epoch: number): void {
@@ -33,8 +39,10 @@ export class DirtyMap {
       const chunk = this.#chunk(index)
       const base = index * BLOCKS_PER_CHUNK
       const end = Math.min(last + 1, base + BLOCKS_PER_CHUNK)
-      chunk.epochs.fill(epoch, block - base, end - base)
+      if (end - block === BLOCKS_PER_CHUNK) chunk.epochs = undefined
+      else epochsOf(chunk).fill(epoch, block - base, end - base)
       chunk.newest = epoch
+      chunk.countedFor = -1
       block = end
     }
   }
@@ -42,9 +50,12 @@ export class DirtyMap {
   /** Bytes in blocks that are dirty with respect to `committed`. */
   dirtyBytes(committed: number): number {
     let blocks = 0
-    for (const { epochs, newest } of this.#chunks.values()) {
-      if (newest <= committed) continue
-      for (const epoch of epochs) if (epoch > committed) blocks += 1
+    for (const chunk of this.#chunks.values()) {
+      if (chunk.countedFor !== committed) {
+        chunk.dirty = dirtyIn(chunk, committed)
+        chunk.countedFor = committed
+      }
+      blocks += chunk.dirty
     }
     return blocks * DIRTY_BLOCK
   }
@@ -80,42 +91,67 @@ export class DirtyMap {
   ): { first: number; end: number } | undefined {
     const chunk = this.#chunks.get(index)
     if (chunk === undefined || chunk.newest <= committed) return undefined
-    const first = firstAbove(chunk.epochs, from, committed)
+    const { epochs } = chunk
+    const first = epochs === undefined ? from : firstAbove(epochs, from, committed)
     if (first === -1) return undefined
     const bound = Math.min(BLOCKS_PER_CHUNK, first + Math.max(1, Math.floor(limit / DIRTY_BLOCK)))
+    if (epochs === undefined) return { first, end: bound }
     let end = first + 1
-    while (end < bound && (chunk.epochs[end] ?? 0) > committed) end += 1
+    while (end < bound && (epochs[end] ?? 0) > committed) end += 1
     return { first, end }
   }
 
   /** The lowest chunk at or above `index`. */
   #chunkFrom(index: number): number | undefined {
-    let lowest: number | undefined
-    for (const candidate of this.#chunks.keys()) {
-      if (candidate >= index && (lowest === undefined || candidate < lowest)) lowest = candidate
+    this.#order ??= [...this.#chunks.keys()].sort((a, b) => a - b)
+    let [low, high] = [0, this.#order.length]
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if ((this.#order[middle] ?? 0) < index) low = middle + 1
+      else high = middle
     }
-    return lowest
+    return this.#order[low]
   }
 
   /** Gives back the memory of regions that a commit has made clean. */
   forget(committed: number): void {
     for (const [index, chunk] of this.#chunks)
-      if (chunk.newest <= committed) this.#chunks.delete(index)
+      if (chunk.newest <= committed) {
+        this.#chunks.delete(index)
+        this.#order = undefined
+      }
   }
 
   /** Bytes of memory, roughly. */
   get memory(): number {
-    return (this.#chunks.size * CHUNK * 4) / DIRTY_BLOCK
+    let blocks = 0
+    for (const { epochs } of this.#chunks.values()) blocks += epochs?.length ?? 0
+    return blocks * 4
   }
 
   #chunk(index: number): Chunk {
     let chunk = this.#chunks.get(index)
     if (chunk === undefined) {
-      chunk = { epochs: new Uint32Array(BLOCKS_PER_CHUNK), newest: 0 }
+      chunk = { epochs: undefined, newest: 0, dirty: 0, countedFor: 0 }
       this.#chunks.set(index, chunk)
+      this.#order = undefined
     }
     return chunk
   }
+}
+
+/** The epoch of each block, for writing to some of them. */
+function epochsOf(chunk: Chunk): Uint32Array {
+  chunk.epochs ??= new Uint32Array(BLOCKS_PER_CHUNK).fill(chunk.newest)
+  return chunk.epochs
+}
+
+function dirtyIn({ epochs, newest }: Chunk, committed: number): number {
+  if (newest <= committed) return 0
+  if (epochs === undefined) return BLOCKS_PER_CHUNK
+  let blocks = 0
+  for (const epoch of epochs) if (epoch > committed) blocks += 1
+  return blocks
 }
 
 function firstAbove(epochs: Uint32Array, from: number, committed: number): number {
