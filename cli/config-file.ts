@@ -23,6 +23,7 @@ export interface ServeConfig {
   readonly exports: readonly ExportConfig[]
   readonly listen: readonly string[]
   readonly control?: string
+  readonly stateDir?: string
   readonly logLevel?: string
   readonly readOnly?: boolean
   readonly insecure?: boolean
@@ -31,6 +32,7 @@ export interface ServeConfig {
 const KEYS = {
   listen: 'array',
   control: 'string',
+  'state-dir': 'string',
   'log-level': 'string',
   'read-only': 'boolean',
   insecure: 'boolean',
@@ -76,6 +78,7 @@ export function parseConfig(text: string, path: string): ServeConfig {
     exports,
     listen,
     ...present('control', top.control),
+    ...present('stateDir', top['state-dir']),
     ...present('logLevel', top['log-level']),
     ...present('readOnly', top['read-only']),
     ...present('insecure', top.insecure),

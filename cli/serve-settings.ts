@@ -9,6 +9,7 @@ import { formatListenAddress, parseListenAddress, type ListenAddress } from '../
 import { usageError, type Given, type Subcommand, type Terminal } from './command-line.ts'
 import type { ExportConfig, ServeConfig } from './config-file.ts'
 import { defaultControlPath } from './control-socket.ts'
+import { defaultStateDir } from './state-dir.ts'
 
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const
 export type LogLevel = (typeof LOG_LEVELS)[number]
@@ -24,6 +25,8 @@ export interface ServeSettings {
   readonly exports: readonly ExportSettings[]
   readonly listen: readonly ListenAddress[]
   readonly control: string
+  /** The folder below which each group that needs one has a folder of its own. */
+  readonly stateDir: string
   readonly logLevel: LogLevel
   /** Whether addresses beyond loopback are allowed without encryption. */
   readonly insecure: boolean
@@ -41,9 +44,18 @@ export function settingsOf(
 ): ServeSettings {
   const readOnly = given.has('read-only') || config.readOnly === true
   const insecure = given.has('insecure') || config.insecure === true
-  const flags = given.values('export').map((text) => parseExport(command, text))
-  const exports = [...config.exports, ...flags].map((each) => exportSettings(each, readOnly))
-  const listen = [...config.listen, ...given.values('listen')].map(parseListenAddress)
+  // What is wrong with a flag is a wrong command line; the same in the file is not.
+  const exports = [
+    ...config.exports.map((each) => exportSettings(each, readOnly)),
+    ...given
+      .values('export')
+      .map((text) => ofFlag(command, () => exportSettings(parseExport(command, text), readOnly))),
+  ]
+  const listen = [
+    ...config.listen.map(parseListenAddress),
+    ...given.values('listen').map((text) => ofFlag(command, () => parseListenAddress(text))),
+  ]
+  const level = given.value('log-level')
   if (exports.length === 0) {
     throw usageError(command, 'nothing to serve: give --export NAME=PIPELINE or --config FILE')
   }
@@ -57,7 +69,20 @@ export function settingsOf(
     listen,
     insecure,
     control: given.value('control') ?? config.control ?? defaultControlPath(terminal),
-    logLevel: logLevel(given.value('log-level') ?? config.logLevel ?? 'info'),
+    stateDir: given.value('state-dir') ?? config.stateDir ?? defaultStateDir(terminal),
+    logLevel:
+      level === undefined
+        ? logLevel(config.logLevel ?? 'info')
+        : ofFlag(command, () => logLevel(level)),
+  }
+}
+
+function ofFlag<T>(command: Subcommand, read: () => T): T {
+  try {
+    return read()
+  } catch (error) {
+    if (error instanceof Fault && error.code === 'INVALID') throw usageError(command, error.message)
+    throw error
   }
 }
 

@@ -3,7 +3,7 @@
  *
  * Invariants:
  *  - `ready` is printed once, when every listener is up, and is all that standard output ever gets.
- *  - The first SIGTERM, SIGINT or SIGHUP (or the command quit) stops in order; a second signal ends at once, with 1.
+ *  - The first SIGTERM, SIGINT or SIGHUP (or the command quit) stops in order; a second one, later, ends at once, with 1.
  *  - After an error that nobody expected the process ends: its state is unknown.
  */
 
@@ -18,9 +18,13 @@ import { notifySystemd } from './systemd.ts'
 const NOTES = `A pipeline is driver:target?key=value, layers first, joined by |, such as aio:/srv/vm/disk.img or
 colo:192.0.2.7:9000?role=primary&group=vm1|aio:/srv/vm/disk.img. Prints "ready" when every listener is up.
 Stops in order on SIGTERM, SIGINT or SIGHUP. The default control socket is /run/colotap/control.sock for root,
-and $XDG_RUNTIME_DIR/colotap/control.sock for everybody else. docs/cli.md describes the configuration file.`
+and $XDG_RUNTIME_DIR/colotap/control.sock for everybody else; lasting state is kept below /var/lib/colotap for root, and
+below $XDG_STATE_HOME/colotap or ~/.local/state/colotap for everybody else. docs/cli.md describes the configuration file.`
 
 const EMPTY: ServeConfig = { exports: [], listen: [] }
+
+/** A signal that comes again so soon, in milliseconds, is the same one: to the process and to its group. */
+const ECHO_MS = 500
 
 /** How long after the orderly end something forgotten may keep the process alive, in milliseconds. */
 const LINGER_MS = 2000
@@ -37,6 +41,7 @@ export const serve: Subcommand = {
       meaning: 'accept NBD clients here; at least one is needed',
     },
     control: { value: 'PATH', meaning: 'the control socket' },
+    'state-dir': { value: 'DIR', meaning: 'where journals and other lasting state are kept' },
     'read-only': { meaning: 'let no client write to any export' },
     'log-level': { value: LOG_LEVELS.join('|'), meaning: 'what to log on standard error' },
     insecure: { meaning: 'allow addresses beyond loopback, which are not encrypted' },
@@ -81,14 +86,18 @@ function awaitStop(log: Log): Stop {
   const requested = new Promise<string>((resolve) => {
     request = resolve
   })
-  let signalled = false
+  let first: NodeJS.Signals | undefined
+  let firstMs = 0
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
     process.on(signal, () => {
-      if (signalled) {
+      const nowMs = performance.now()
+      if (signal === first && nowMs - firstMs < ECHO_MS) return
+      if (first !== undefined) {
         log.warn({ signal }, 'second signal: ending at once')
         process.exit(1)
       }
-      signalled = true
+      first = signal
+      firstMs = nowMs
       request(signal)
     })
   }

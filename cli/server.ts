@@ -26,7 +26,7 @@ import type { ExportSettings, ServeSettings } from './serve-settings.ts'
 const POOL = 512 * MiB
 
 interface ServerOptions {
-  readonly settings: Pick<ServeSettings, 'exports' | 'listen' | 'control' | 'insecure'>
+  readonly settings: Pick<ServeSettings, 'exports' | 'listen' | 'control' | 'stateDir' | 'insecure'>
   readonly drivers: readonly Driver[]
   readonly logger: Logger
   /** A client asks for the end, by the command `quit`. */
@@ -49,6 +49,7 @@ export class Server implements ControlContext {
       logger,
       onEvent: this.#events.publish,
       insecure: settings.insecure,
+      stateDir: settings.stateDir,
     })
     this.#nbd = new NbdServer({ exports: this.#table(), pool: new BufferPool(POOL), logger })
     this.#control = new QmpServer({
@@ -139,6 +140,7 @@ export class Server implements ControlContext {
         failures.push(asFault(error, 'IO', 'closing failed', { where: what }))
       }
     }
+    this.#registry.stop()
     await attempt('NBD server', () => this.#nbd.close())
     await attempt('replication links', () => this.#registry.close())
     await Promise.all(

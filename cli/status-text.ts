@@ -17,12 +17,17 @@ const ADVICE: Readonly<Record<Protection, string | undefined>> = {
     'this copy is a mixture and cannot be used: let a resync from the other side finish',
 }
 
+function adviceFor({ role, protection, heals }: GroupStatus): string | undefined {
+  if (role === 'active' && protection === 'unprotected') return undefined
+  return heals ? ADVICE[protection] : 'this does not heal by itself: the reason says what to do'
+}
+
 export function groupText(status: GroupStatus): string {
   const { group, mode, role, protection, reason, checkpoint, term, durable, peer } = status
   const served = role === 'active' ? 'active (serving alone)' : role
   const kept = durable ? '; survives a crash of the secondary' : '; held in memory by the secondary'
   const number = checkpoint === 0 ? 'none yet' : String(checkpoint)
-  const advice = role === 'active' && protection === 'unprotected' ? undefined : ADVICE[protection]
+  const advice = adviceFor(status)
   const rows: [string, string][] = [
     ['protection', reason === null ? protection : `${protection}: ${reason}`],
     ...(advice === undefined ? [] : [['', advice] as [string, string]]),
@@ -30,6 +35,9 @@ export function groupText(status: GroupStatus): string {
     ['peer', peer ?? 'none connected'],
     ...(status.ramdiskBytes > 0
       ? [['held', `${formatSize(status.ramdiskBytes)} of epochs in memory`] as [string, string]]
+      : []),
+    ...(status.journalBytes > 0
+      ? [['journal', `${formatSize(status.journalBytes)} on disk`] as [string, string]]
       : []),
     ...status.disks.map((disk): [string, string] => [`disk ${disk.name}`, diskText(disk)]),
     ...(status.error === null ? [] : [['error', status.error] as [string, string]]),

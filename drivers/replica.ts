@@ -15,6 +15,14 @@ const KEYS = {
     meaning: 'the most that a secondary holds of epochs in memory',
     values: 'a size such as 1G',
   },
+  durability: {
+    meaning: 'where a secondary keeps checkpoints: on disk, or only as long as its process lives',
+    values: 'journal|memory',
+  },
+  journal: {
+    meaning: 'the most that a secondary keeps of epochs on disk',
+    values: 'a size such as 8G',
+  },
   heartbeat: { meaning: 'milliseconds between signs of life', values: '10-60000' },
   timeout: {
     meaning: 'milliseconds of silence after which the peer counts as gone',

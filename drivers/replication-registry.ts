@@ -5,6 +5,7 @@
  */
 
 import { randomUUID } from 'node:crypto'
+import { join } from 'node:path'
 
 import { isLoopback, parseHostPort } from '../core/address.ts'
 import type { BlockDevice } from '../core/block-device.ts'
@@ -13,10 +14,13 @@ import type { Logger } from '../core/logger.ts'
 import { GiB, MiB, SECTOR, TiB } from '../core/units.ts'
 import type { GroupEnvironment } from '../replication/environment.ts'
 import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication/group.ts'
+import { openFileSegments } from '../replication/journal/file-segments.ts'
 import { tcpDial } from '../replication/link.ts'
 import { ReplicationListener } from '../replication/listener.ts'
 import { NODE_TIMERS } from '../replication/node-timers.ts'
+import { PrimaryDisk } from '../replication/primary-disk.ts'
 import { PrimaryGroup } from '../replication/primary-group.ts'
+import { SecondaryDisk } from '../replication/secondary-disk.ts'
 import { SecondaryGroup } from '../replication/secondary-group.ts'
 import type { GroupSettings } from '../replication/settings.ts'
 import { choiceSetting, integerSetting, sizeSetting, type Stage } from './driver.ts'
@@ -27,6 +31,8 @@ export interface RegistryOptions {
   readonly onEvent: GroupEventSink
   /** Allow a secondary to listen beyond loopback, though the link is not encrypted yet. */
   readonly insecure: boolean
+  /** Each group that keeps a journal has a folder of its name below this one. */
+  readonly stateDir: string
 }
 
 type Role = 'primary' | 'secondary' | 'auto'
@@ -45,12 +51,14 @@ export class ReplicationRegistry {
 
   constructor(options: RegistryOptions) {
     this.#options = options
-    const { logger, onEvent } = options
+    const { logger, onEvent, stateDir } = options
     this.#environment = {
       logger,
       onEvent,
       incarnation: randomUUID(),
       timers: NODE_TIMERS,
+      openSegments: (group) =>
+        openFileSegments(join(stateDir, `group-${encodeURIComponent(group)}`)),
       nowMs: () => performance.now(),
     }
   }
@@ -67,6 +75,11 @@ export class ReplicationRegistry {
     below: BlockDevice,
   ): Promise<BlockDevice> {
     checkDisk(below, exportName)
+    if (below instanceof PrimaryDisk || below instanceof SecondaryDisk)
+      throw new Fault('INVALID', 'a disk is replicated by one layer', {
+        where: exportName,
+        remedy: 'leave one of the layers out',
+      })
     const settings = settingsOf(stage, mode)
     const role = choiceSetting(stage, 'role', ['auto', 'primary', 'secondary'], 'auto')
     let member = this.#members.get(settings.group)
@@ -95,11 +108,22 @@ export class ReplicationRegistry {
     for (const listener of this.#listeners.values()) listener.start()
   }
 
+  /** The server is being shut down: what waits is refused, and so are commands. */
+  stop(): void {
+    for (const { group } of this.#members.values())
+      if (group instanceof SecondaryGroup) group.stop()
+  }
+
   async close(): Promise<void> {
     for (const listener of this.#listeners.values()) await listener.close()
   }
 
   async #newGroup(settings: GroupSettings, role: Role): Promise<PrimaryGroup | SecondaryGroup> {
+    if (role === 'secondary' && settings.port === 0)
+      throw new Fault('INVALID', 'a secondary on port 0 listens where no primary finds it', {
+        where: `group ${settings.group}`,
+        remedy: 'choose a port',
+      })
     const listener = role === 'primary' ? undefined : await this.#listener(settings, role)
     if (listener === undefined)
       return new PrimaryGroup(settings, this.#environment, tcpDial(settings.host, settings.port))
@@ -167,8 +191,10 @@ function settingsOf(stage: Stage, mode: GroupMode): GroupSettings {
     )
   }
   const memory = sizeSetting(stage, 'memory', { least: 8 * MiB, most: 1 * TiB }, 1 * GiB)
+  const durability = choiceSetting(stage, 'durability', ['journal', 'memory'], 'journal')
+  const journal = sizeSetting(stage, 'journal', { least: 128 * MiB, most: 16 * TiB }, 8 * GiB)
   const group = stage.settings.get('group') ?? 'default'
   if (group === '' || group.length > 255)
     throw new Fault('INVALID', 'a group name has 1 to 255 characters', { where: stage.target })
-  return { group, mode, host, port, heartbeatMs, timeoutMs, memory }
+  return { group, mode, host, port, heartbeatMs, timeoutMs, memory, durability, journal }
 }

@@ -1,15 +1,16 @@
 /**
  * One disk of a secondary: the image and the layers of memory over it (docs/replication.md, "The model").
  *
- *     pending   the primary's writes since the last checkpoint; nobody reads them
+ *     pending   the primary's writes since the last marker; nobody reads them
+ *     cut       epochs between their marker and their commit, oldest first; nobody reads them either
  *     local     the secondary guest's own writes since the last checkpoint (COLO)
  *     sealed    committed epochs, oldest first, on their way into the image
  *     image     the device below
  *
  * Invariants:
- *  - A read sees local over sealed (newest first) over image, each sector for itself, and never pending.
+ *  - A read sees local over sealed (newest first) over image, each sector for itself, and never pending or cut.
  *  - Until activate() only the flusher writes to the image.
- *  - seal(), activate() and discardPending() take effect at once, for every request that comes after: no request is
+ *  - cut(), seal(), activate(), discardPending() and discardCut() take effect at once, for every request that comes after: no request is
  *    ever refused or held up because of them, and none takes time in proportion to the data held.
  *  - After activate() a write is in the image, and out of every layer, when it completes. It holds the range lock
  *    from before the image is written until the layers have forgotten the range, and the flusher holds the same lock
@@ -54,6 +55,7 @@ export class DiskLayers {
   readonly #onFlushed: (checkpoint: number) => void
   #role: Role = 'following'
   #pending: Epoch
+  #cut: Epoch[] = []
   #local: Epoch
   /** Sealed epochs, oldest first. */
   #sealed: Epoch[] = []
@@ -84,7 +86,18 @@ export class DiskLayers {
 
   /** Bytes of data held in all layers, whole sectors; runs of zeroes hold none. */
   get bytesHeld(): number {
-    return this.#pending.bytes + this.#local.bytes + this.unflushedBytes
+    const cut = this.#cut.reduce((sum, { bytes }) => sum + bytes, 0)
+    return this.#pending.bytes + cut + this.#local.bytes + this.unflushedBytes
+  }
+
+  /** Whether an epoch waits for the image, or for its commit: it gives its memory back some day. */
+  get isBusy(): boolean {
+    return this.#sealed.length + this.#cut.length > 0
+  }
+
+  /** Bytes of data that the guest here wrote since the last checkpoint. */
+  get localBytes(): number {
+    return this.#local.bytes
   }
 
   /** Bytes of data in the epoch that is being received. */
@@ -111,23 +124,38 @@ export class DiskLayers {
     this.#pending.zero(at, length, punch)
   }
 
-  /** A checkpoint: the secondary guest's own writes are forgotten and the received epoch becomes the disk. */
+  /** A marker: the received epoch is whole, and waits for its commit. */
+  cut(): void {
+    this.#expect('following')
+    this.#cut.push(this.#pending)
+    this.#pending = this.#newEpoch()
+  }
+
+  /** The oldest cut epoch is committed: the guest's own writes here are forgotten and the epoch becomes the disk. */
   seal(checkpoint: number): void {
     this.#expect('following')
-    const [local, pending] = [this.#local, this.#pending]
+    const epoch = this.#cut.shift()
+    assert(epoch !== undefined, 'an epoch is cut before it is sealed')
+    const local = this.#local
     this.#local = this.#newEpoch()
-    this.#pending = this.#newEpoch()
-    this.#commit(pending, checkpoint)
+    this.#commit(epoch, checkpoint)
     // Last: whoever waits for memory is called from here, and has to find the new layers.
     local.release()
   }
 
-  /** Forgets what was received since the last checkpoint. */
+  /** Forgets what was received since the last marker. */
   discardPending(): void {
     this.#expect('following')
     const pending = this.#pending
     this.#pending = this.#newEpoch()
     pending.release()
+  }
+
+  /** Forgets the epochs whose commits will never be. */
+  discardCut(): void {
+    const cut = this.#cut
+    this.#cut = []
+    for (const epoch of cut) epoch.release()
   }
 
   /**
@@ -138,6 +166,7 @@ export class DiskLayers {
     if (this.#role === 'active') return
     this.#expect('following')
     this.#role = 'active'
+    assert(this.#cut.length === 0, 'a promote comes after every commit that was begun')
     const [local, pending] = [this.#local, this.#pending]
     this.#local = this.#newEpoch()
     this.#pending = this.#newEpoch()
@@ -196,7 +225,7 @@ export class DiskLayers {
     await this.#flusher.close()
     // The lock over everything comes when the writes that still go through have finished.
     this.#lock.release(await this.#lock.acquire(0, this.#size))
-    for (const epoch of [this.#pending, this.#local, ...this.#sealed]) epoch.release()
+    for (const epoch of [this.#pending, this.#local, ...this.#cut, ...this.#sealed]) epoch.release()
     this.#sealed = []
     this.#readable = []
   }

@@ -3,6 +3,7 @@
 import type { Timers } from '../core/clock.ts'
 import type { Logger } from '../core/logger.ts'
 import type { GroupEventSink } from './group.ts'
+import type { SegmentStore } from './journal/segments.ts'
 import type { Frame } from './machine/frame.ts'
 
 /** One connection between a primary and a secondary: frames in order, both ways. */
@@ -38,6 +39,8 @@ export interface GroupEnvironment {
   /** Unique to this process: what it holds in memory dies with it. */
   readonly incarnation: string
   readonly timers: Timers
+  /** Where a group keeps its journal, for its exclusive use. @throws Fault when it is not to be had */
+  openSegments(group: string): Promise<SegmentStore>
   /** Milliseconds on a clock that never goes back. */
   nowMs(): number
 }

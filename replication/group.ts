@@ -23,6 +23,8 @@ export interface GroupStatus {
   readonly protection: Protection
   /** Why protection is what it is, when it is not `protected`; for people. */
   readonly reason: string | null
+  /** Whether it can become protected again without an operator. */
+  readonly heals: boolean
   /** Number of the last committed checkpoint, the same on both sides. */
   readonly checkpoint: number
   readonly term: number
@@ -33,7 +35,9 @@ export interface GroupStatus {
   readonly disks: readonly DiskStatus[]
   /** Bytes of epochs held in memory (secondary). */
   readonly ramdiskBytes: number
-  /** The last error that did not heal; stays until the next promote or restart. */
+  /** Bytes of journal on disk (secondary). */
+  readonly journalBytes: number
+  /** What is wrong now and does not show in `protection`; goes when it has healed. */
   readonly error: string | null
 }
 

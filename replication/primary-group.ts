@@ -92,9 +92,10 @@ export class PrimaryGroup implements ReplicationGroup {
       role: 'primary',
       protection: machine.protection,
       reason: machine.reason,
+      heals: machine.heals,
       checkpoint: machine.committed,
       term: machine.term,
-      durable: false,
+      durable: machine.durable,
       peer: machine.peer,
       disks: this.#disks.map(({ name, geometry }, index) => ({
         name,
@@ -102,6 +103,7 @@ export class PrimaryGroup implements ReplicationGroup {
         dirtyBytes: machine.dirtyBytes(index),
       })),
       ramdiskBytes: 0,
+      journalBytes: 0,
       error: this.#error,
     }
   }
@@ -213,9 +215,12 @@ export class PrimaryGroup implements ReplicationGroup {
       case 'write':
       case 'zero':
       case 'checkpoint':
+      case 'discard':
+      case 'state':
+      case 'segment':
         throw new Fault(
           'PROTOCOL',
-          `the secondary sent a ${frame.type} frame, which only a primary sends`,
+          `the secondary sent a ${frame.type} frame, which it never sends`,
         )
     }
   }
@@ -244,10 +249,13 @@ export class PrimaryGroup implements ReplicationGroup {
   }
 
   #announce({ event }: Extract<PrimaryEffect, { type: 'event' }>): void {
-    if (event.event === 'REPLICATION_LINK' && event.data.up) {
+    // Not before: a secondary that connects and then refuses would be tried again and again without a pause.
+    if (event.event === 'REPLICATION_PROTECTION' && event.data.protection === 'protected') {
       this.#reconnectMs = RECONNECT_MIN_MS
       this.#complaint = ''
     }
+    // What was written wrongly was sent again by now, from the image as it is.
+    if (event.event === 'REPLICATION_CHECKPOINT') this.#error = null
     if (event.event === 'REPLICATION_ERROR') this.#error = event.data.error
     this.#environment.onEvent(event)
   }

@@ -7,15 +7,16 @@
  *  - No request is refused or retried because of a checkpoint, a promote or a flush; one that needs memory waits for it.
  */
 
-import type {
-  BlockDevice,
-  Capabilities,
-  Extent,
-  Geometry,
-  RequestFlags,
+import {
+  FUA,
+  type BlockDevice,
+  type Capabilities,
+  type Extent,
+  type Geometry,
+  type RequestFlags,
 } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
-import type { MaybePromise } from '../core/maybe-promise.ts'
+import { then, type MaybePromise } from '../core/maybe-promise.ts'
 import { SECTOR } from '../core/units.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { PageMemory } from '../ramdisk/page-memory.ts'
@@ -25,15 +26,25 @@ export interface SecondaryContext {
   /** Why the guest may not use the disk now, or undefined when it may. */
   readonly useObjection: string | undefined
   readonly active: boolean
+  /** The server is being shut down: nobody waits any more. */
+  readonly stopping: boolean
   readonly memory: PageMemory
+  /** Bytes that the guests here may hold in memory, all disks together. */
+  readonly localLimit: number
+  readonly localBytes: number
+  settled(): MaybePromise<void>
   detach(): Promise<void>
 }
 
 export class SecondaryDisk implements BlockDevice {
   readonly name: string
   readonly layers: DiskLayers
+  /** The last checkpoint that is in the image. */
+  flushed = 0
   readonly #below: BlockDevice
   readonly #group: SecondaryContext
+  /** Each looks again whether its request may go on. */
+  readonly #waiting = new Set<() => void>()
 
   constructor(name: string, below: BlockDevice, layers: DiskLayers, group: SecondaryContext) {
     this.name = name
@@ -66,25 +77,26 @@ export class SecondaryDisk implements BlockDevice {
 
   write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {
     this.#checkUse()
-    if (this.#hasRoom(from.length)) return this.layers.localWrite(from, at, flags)
+    if (this.#hasRoom(from.length))
+      return this.#lasting(flags, this.layers.localWrite(from, at, flags))
     return this.#room(from.length).then(() => this.write(from, at, flags))
   }
 
   zero(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
     this.#checkUse()
-    if (this.#hasRoom(0)) return this.layers.localZero(at, length, flags)
+    if (this.#hasRoom(0)) return this.#lasting(flags, this.layers.localZero(at, length, flags))
     return this.#room(0).then(() => this.zero(at, length, flags))
   }
 
   trim(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
     this.#checkUse()
-    if (this.#hasRoom(0)) return this.layers.localTrim(at, length, flags)
+    if (this.#hasRoom(0)) return this.#lasting(flags, this.layers.localTrim(at, length, flags))
     return this.#room(0).then(() => this.trim(at, length, flags))
   }
 
   flush(): MaybePromise<void> {
     this.#checkUse()
-    return this.layers.flush()
+    return this.#lasting(FUA, this.layers.flush())
   }
 
   status(at: number, length: number): MaybePromise<Extent[]> {
@@ -107,18 +119,46 @@ export class SecondaryDisk implements BlockDevice {
     if (objection !== undefined) throw new Fault('NOT_PERMITTED', objection, { where: this.name })
   }
 
+  /** What is to last also waits for what could come back over it. */
+  #lasting(flags: RequestFlags, work: MaybePromise<void>): MaybePromise<void> {
+    if ((flags & FUA) === 0 || !this.#group.active) return work
+    return then(work, () => this.#group.settled())
+  }
+
   /** An active disk writes to its image; before that a write lives in memory. */
   #hasRoom(bytes: number): boolean {
-    return this.#group.active || this.#group.memory.canHold(bytes)
+    const { active, memory, localBytes, localLimit } = this.#group
+    // The rest of the memory is the primary's: without it there would never be the checkpoint that frees this part.
+    return active || (localBytes + bytes <= localLimit && memory.canHold(bytes))
   }
 
   #room(bytes: number): Promise<void> {
-    return new Promise((resolve) => {
+    const { localLimit, memory } = this.#group
+    if (bytes > localLimit)
+      throw new Fault(
+        'NO_MEMORY',
+        `a write of ${bytes} bytes is more than the secondary can hold`,
+        {
+          where: this.name,
+          remedy: 'give its group a larger memory=',
+        },
+      )
+    return new Promise((resolve, reject) => {
       const ask = (): void => {
-        if (this.#hasRoom(bytes)) resolve()
-        else this.#group.memory.whenReleased(ask)
+        const { stopping } = this.#group
+        if (!stopping && !this.#hasRoom(bytes)) return memory.whenReleased(ask)
+        this.#waiting.delete(ask)
+        if (stopping)
+          reject(new Fault('SHUTDOWN', 'the server is being shut down', { where: this.name }))
+        else resolve()
       }
+      this.#waiting.add(ask)
       ask()
     })
+  }
+
+  /** Has every request that waits for memory look again. */
+  wake(): void {
+    for (const ask of [...this.#waiting]) ask()
   }
 }

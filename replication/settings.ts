@@ -11,6 +11,10 @@ export interface GroupSettings {
   readonly timeoutMs: number
   /** Bytes of epochs that a secondary may hold in memory. */
   readonly memory: number
+  /** Where a secondary's checkpoints live: on disk, or as long as its process. */
+  readonly durability: 'journal' | 'memory'
+  /** Bytes that a secondary's journal may grow to. */
+  readonly journal: number
 }
 
 /** What a checkpoint command waits at most when it does not say. */

@@ -27,7 +27,8 @@ export class ServerProcess {
       `${disk}=${pipeline}`,
     ])
     const listen = ['--listen', `unix:${this.nbdSocket}`, '--control', this.controlSocket]
-    this.#process = spawn(process.execPath, [LAUNCHER, 'serve', ...given, ...listen], {
+    const state = ['--state-dir', path.join(folder, `${name}.state`)]
+    this.#process = spawn(process.execPath, [LAUNCHER, 'serve', ...given, ...listen, ...state], {
       stdio: ['ignore', 'pipe', 'pipe'],
     })
     this.#ended = once(this.#process, 'exit')

@@ -38,6 +38,10 @@ export const FRAME_TYPES = {
   done: 6,
   heartbeat: 7,
   pressure: 8,
+  /** The last three are records of the journal, which has the same framing; a peer that sends one is refused. */
+  discard: 9,
+  state: 10,
+  segment: 11,
 } as const
 
 export type FrameType = keyof typeof FRAME_TYPES

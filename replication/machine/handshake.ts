@@ -7,14 +7,11 @@
  *  - A pair whose histories cannot be shown to fit is refused, never assumed to be equal.
  */
 
-import { Fault } from '../../core/fault.ts'
 import type { GroupMode, GroupRole } from '../group.ts'
+import { flagOf, malformed, objectOf, oneOf, parseFields, textOf, wholeOf } from './fields.ts'
 
 /** Versions of the link protocol that this build speaks. */
 export const PROTOCOL = { min: 1, max: 1 } as const
-
-/** Bytes. A hello with hundreds of disks fits easily. */
-const MAX_HELLO = 64 * 1024
 
 export interface DiskIdentity {
   readonly name: string
@@ -27,7 +24,7 @@ export interface Hello {
   readonly group: string
   readonly mode: GroupMode
   readonly role: GroupRole
-  /** Made anew by each process: what a process holds in memory dies with it. */
+  /** Of what this side remembers: the process's where that is memory, the journal's where there is one. */
   readonly incarnation: string
   /** The peer's incarnation with which this side has exchanged data, if any. */
   readonly partner: string | null
@@ -40,9 +37,13 @@ export interface Hello {
   readonly disks: readonly DiskIdentity[]
   /** Bytes of one epoch that this side can hold (secondary); 0 on a primary. */
   readonly capacity: number
+  /** Whether this side's checkpoints survive its crash (secondary). */
+  readonly durable: boolean
 }
 
-export type RefusalCode = 'version' | 'configuration' | 'history' | 'deposed' | 'overflow'
+/** `unready`: what is wrong is the secondary's alone, and may heal. */
+export type RefusalCode =
+  'version' | 'configuration' | 'history' | 'deposed' | 'overflow' | 'unready'
 
 export interface Refusal {
   readonly code: RefusalCode
@@ -100,7 +101,7 @@ function historyObjection(primary: Hello, secondary: Hello): Omit<Refusal, 'term
   const refuse = (reason: string): Omit<Refusal, 'term'> => ({ code: 'history', reason })
   if (secondary.partner !== null && secondary.partner !== primary.incarnation) {
     return refuse(
-      'the primary was restarted, so what it changed since the last checkpoint is not known',
+      "the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
     )
   }
   if (primary.partner !== null && primary.partner !== secondary.incarnation) {
@@ -125,7 +126,7 @@ export function encodeHello(hello: Hello): Buffer {
 
 /** @throws Fault PROTOCOL naming the field that is wrong */
 export function decodeHello(payload: Buffer): Hello {
-  const fields = decodeObject(payload, 'hello')
+  const fields = parseFields(payload, 'hello')
   const protocol = objectOf(fields['protocol'], 'hello.protocol')
   const disks = fields['disks']
   if (!Array.isArray(disks) || disks.length === 0 || disks.length > 0xffff)
@@ -148,6 +149,7 @@ export function decodeHello(payload: Buffer): Hello {
       return { name: textOf(name, 'hello.disks.name'), size: wholeOf(size, 'hello.disks.size') }
     }),
     capacity: wholeOf(fields['capacity'], 'hello.capacity'),
+    durable: flagOf(fields['durable'], 'hello.durable'),
   }
 }
 
@@ -157,52 +159,14 @@ export function encodeRefusal(refusal: Refusal): Buffer {
 
 /** @throws Fault PROTOCOL naming the field that is wrong */
 export function decodeRefusal(payload: Buffer): Refusal {
-  const fields = decodeObject(payload, 'refusal')
+  const fields = parseFields(payload, 'refusal')
   return {
     code: oneOf(
       fields['code'],
-      ['version', 'configuration', 'history', 'deposed', 'overflow'],
+      ['version', 'configuration', 'history', 'deposed', 'overflow', 'unready'],
       'refusal.code',
     ),
     reason: textOf(fields['reason'], 'refusal.reason'),
     term: wholeOf(fields['term'], 'refusal.term'),
   }
-}
-
-type Fields = Readonly<Record<string, unknown>>
-
-function decodeObject(payload: Buffer, what: string): Fields {
-  if (payload.length > MAX_HELLO) throw malformed(what)
-  let value: unknown
-  try {
-    value = JSON.parse(payload.toString('utf8'))
-  } catch {
-    throw malformed(what)
-  }
-  return objectOf(value, what)
-}
-
-function objectOf(value: unknown, what: string): Fields {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw malformed(what)
-  return value as Fields
-}
-
-function textOf(value: unknown, what: string): string {
-  if (typeof value !== 'string' || value.length === 0 || value.length > 4096) throw malformed(what)
-  return value
-}
-
-function wholeOf(value: unknown, what: string): number {
-  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0) throw malformed(what)
-  return value
-}
-
-function oneOf<T extends string>(value: unknown, allowed: readonly T[], what: string): T {
-  const found = allowed.find((candidate) => candidate === value)
-  if (found === undefined) throw malformed(what)
-  return found
-}
-
-function malformed(what: string): Fault {
-  return new Fault('PROTOCOL', `the peer sent a malformed ${what}`)
 }

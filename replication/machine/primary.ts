@@ -93,11 +93,13 @@ export class PrimaryMachine {
   #link: Link = { kind: 'down' }
   #peer: string | null = null
   #partner: string | null = null
+  #durable = false
   #committed = 0
   #announced = 0
   #term = 1
   #replicating = true
   #deposed = false
+  #heals = true
   /** Why the group is not protected; undefined while it was never anything else than about to connect. */
   #reason: string | undefined
   readonly #markers = new Markers()
@@ -125,6 +127,11 @@ export class PrimaryMachine {
     return this.#peer
   }
 
+  /** Whether the checkpoints that the secondary reported survive its crash. */
+  get durable(): boolean {
+    return this.#durable
+  }
+
   get replicating(): boolean {
     return this.#replicating && !this.#deposed
   }
@@ -139,6 +146,11 @@ export class PrimaryMachine {
       case 'down':
         return this.#reason === undefined ? 'connecting' : 'unprotected'
     }
+  }
+
+  /** Whether the pair can be protected again without an operator. */
+  get heals(): boolean {
+    return this.#heals
   }
 
   get reason(): string | null {
@@ -266,11 +278,13 @@ export class PrimaryMachine {
       term: this.#term,
       disks,
       capacity: 0,
+      durable: false,
     }
   }
 
   #greet(hello: Hello, nowMs: number): void {
     if (this.#link.kind !== 'greeting') return this.#closeLink('the peer sent a second hello')
+    this.#heals = true
     this.#liveness.heard(nowMs)
     const objected = objection(this.#hello(), hello)
     if (objected !== undefined) {
@@ -278,13 +292,12 @@ export class PrimaryMachine {
       return this.#refused({ code, reason, term: hello.term })
     }
     this.#partner = hello.incarnation
+    this.#durable = hello.durable
     this.#commit(hello.checkpoint)
-    const dirty = this.#settings.disks.reduce((sum, _, disk) => sum + this.dirtyBytes(disk), 0)
-    if (dirty > hello.capacity) {
-      return this.#closeLink(
-        `${dirty} bytes changed, more than the secondary's memory of ${hello.capacity} bytes holds; give it a larger memory= and restart the pair from identical images`,
-      )
-    }
+    // What is too much for the secondary shows when it is sent: how much of it is zeroes, nobody knows before.
+    const dirty = this.#settings.disks.some(
+      (_, disk) => this.nextDirty(disk, 0, 1, this.#committed) !== undefined,
+    )
     this.#epochBytes = 0
     this.#session += 1
     this.#link = { kind: 'resyncing', session: this.#session }
@@ -292,12 +305,13 @@ export class PrimaryMachine {
       event: 'REPLICATION_LINK',
       data: { group: this.#settings.group, up: true, peer: this.#peer, reason: null },
     })
-    if (dirty === 0) return this.#resynced(this.#session, nowMs)
+    if (!dirty) return this.#resynced(this.#session, nowMs)
     this.#reason = 'sending what changed while the secondary was away'
     this.#effects.push({ type: 'resync', session: this.#session, committed: this.#committed })
   }
 
   #refused({ code, reason, term }: Refusal): void {
+    this.#heals = code === 'unready' || code === 'overflow'
     if (code === 'deposed' && term > this.#term) {
       this.#deposed = true
       const error = `deposed: ${reason}; this copy acknowledges no more writes`
@@ -391,7 +405,7 @@ export class PrimaryMachine {
 
   #setReplicating(on: boolean): void {
     this.#replicating = on
-    if (!on) {
+    if (!on && !this.#deposed) {
       this.#reason = 'replication was switched off'
       if (this.#link.kind !== 'down') this.#closeLink(this.#reason)
     }

@@ -4,7 +4,8 @@
  * Invariants kept here (numbers of the replication model in docs/architecture.md):
  *  - 1  Prefix: data of a broken-off stream is discarded with the link, before anything of a new one is taken.
  *  - 3  No early ack: `done` is sent only after the shell reported the epoch as committed.
- *  - 10 The decision to promote is taken once; afterwards every primary is refused with a higher term.
+ *  - 10 The decision to promote is taken once, remembered before it is carried out, and comes after every commit that was
+ *       begun; afterwards every primary is refused with a higher term.
  *  - 18 A hello is judged by the function that the primary uses too (handshake.ts).
  *  - 22 Promoting twice is promoting once.
  */
@@ -22,6 +23,7 @@ import {
   type Hello,
   type RefusalCode,
 } from './handshake.ts'
+import type { ReplicaState } from '../journal/records.ts'
 import { Liveness, type LivenessSettings } from './liveness.ts'
 
 export interface SecondarySettings extends LivenessSettings {
@@ -31,6 +33,10 @@ export interface SecondarySettings extends LivenessSettings {
   readonly disks: readonly DiskIdentity[]
   /** Bytes of epochs that may be held in memory. */
   readonly capacity: number
+  /** Whether what is committed survives a crash. */
+  readonly durable: boolean
+  /** What this side remembers from before it was started. */
+  readonly remembered?: ReplicaState & { readonly committed: number }
 }
 
 /** Connections are numbered by the shell: a primary may come back on a new one before the old one is known to be dead. */
@@ -50,8 +56,14 @@ export type SecondaryInput =
     }
   | { readonly type: 'heartbeat'; readonly nowMs: number; readonly link: number }
   | { readonly type: 'committed'; readonly checkpoint: number; readonly commitUs: number }
+  /** Nothing can be recorded for now: what is not committed is lost. */
+  | { readonly type: 'log-failed'; readonly reason: string }
+  | { readonly type: 'log-restarted' }
+  | { readonly type: 'remembered' }
+  | { readonly type: 'remember-failed'; readonly reason: string }
   | { readonly type: 'held'; readonly bytes: number }
-  | { readonly type: 'overflow' }
+  /** There is no room for more of the epoch, and none to be awaited. `localBytes`: what the guests here hold of it. */
+  | { readonly type: 'overflow'; readonly localBytes: number }
   | { readonly type: 'link-down'; readonly link: number; readonly reason: string }
   | { readonly type: 'tick'; readonly nowMs: number }
   | { readonly type: 'promote'; readonly request: number; readonly force: boolean }
@@ -68,8 +80,14 @@ export type SecondaryEffect =
   | { readonly type: 'close-link'; readonly link: number; readonly reason: string }
   /** Forget what was received since the last checkpoint. */
   | { readonly type: 'discard' }
-  /** Make what was received the recoverable state of every disk at once, then give back `committed`. */
+  /** Make what was received the recoverable state of every disk at once; give back `committed`, in order, or `log-failed`. */
   | { readonly type: 'commit'; readonly checkpoint: number }
+  /** Make the log work again, then give back `log-restarted` or `log-failed`. */
+  | { readonly type: 'restart-log' }
+  /** Remember this no later than the next commit. */
+  | { readonly type: 'note'; readonly state: ReplicaState }
+  /** Remember this, then give back `remembered` or `remember-failed`. */
+  | { readonly type: 'remember'; readonly state: ReplicaState }
   /** Serve: the last checkpoint, and with COLO the guest's own writes on it. */
   | { readonly type: 'activate' }
   | { readonly type: 'promoted'; readonly request: number }
@@ -94,10 +112,20 @@ interface Link {
   readonly disks: readonly number[]
 }
 
+/** A marker that was received, and is not committed yet. */
+interface Commit {
+  readonly checkpoint: number
+  readonly bytes: number
+  /** The link that it came on. */
+  readonly link: number
+}
+
 interface Waiter {
   readonly request: number
   readonly deadlineMs: number
 }
+
+const ALONE = 'active without a secondary'
 
 /** Shares of the capacity at which the primary is told to checkpoint soon. */
 const PRESSURE_STEPS = [0.5, 0.75, 0.9] as const
@@ -110,7 +138,14 @@ export class SecondaryMachine {
   #partner: string | null = null
   #committed = 0
   #announced = 0
-  #announcedOn = 0
+  /** Begun and not ended, oldest first. */
+  #commits: Commit[] = []
+  /** Commands that wait for the commits under way, and then for the decision to be remembered. */
+  #promotions: number[] = []
+  #deciding = false
+  /** The link that was the current one when a forced promote came. */
+  #deposing: number | undefined
+  #logError: string | undefined
   /** As a primary's at first, so that a promote deposes even a primary that was never met. */
   #term = 1
   #replicating = true
@@ -127,6 +162,15 @@ export class SecondaryMachine {
   constructor(settings: SecondarySettings) {
     this.#settings = settings
     this.#liveness = new Liveness(settings)
+    if (settings.remembered !== undefined) {
+      const { partner, role, term, committed } = settings.remembered
+      this.#partner = partner
+      this.#role = role
+      this.#term = term
+      this.#committed = committed
+      this.#announced = committed
+      if (role === 'active') this.#reason = ALONE
+    }
     this.#reported = { protection: this.protection, reason: this.reason }
   }
 
@@ -188,12 +232,21 @@ export class SecondaryMachine {
         return
       case 'committed':
         return this.#afterCommit(input.checkpoint, input.commitUs)
+      case 'log-failed':
+        return this.#logFailed(input.reason)
+      case 'log-restarted':
+        this.#logError = undefined
+        return
+      case 'remembered':
+        return this.#becomeActive()
+      case 'remember-failed':
+        return this.#stayPassive(input.reason)
       case 'held':
         return this.#measure(input.bytes)
       case 'overflow':
         return this.#refuseCurrent(
           'overflow',
-          `the epoch outgrew the secondary's memory of ${this.#settings.capacity} bytes; checkpoint more often or give it a larger memory=`,
+          `the epoch, of ${this.#epochBytes} bytes so far, outgrew what the secondary can hold: ${this.#settings.capacity} bytes of memory, of which its own guests hold ${input.localBytes}; checkpoint more often, or give it a larger memory= and journal=`,
         )
       case 'link-down':
         if (this.#link?.number === input.link) this.#linkDown(input.reason)
@@ -210,11 +263,12 @@ export class SecondaryMachine {
   }
 
   #hello(): Hello {
-    const { group, mode, incarnation, disks, capacity } = this.#settings
+    const { group, mode, incarnation, disks, capacity, durable } = this.#settings
     return {
       protocol: PROTOCOL,
       group,
       mode,
+      durable,
       role: this.#role,
       incarnation,
       partner: this.#partner,
@@ -240,6 +294,7 @@ export class SecondaryMachine {
     this.#partner = hello.incarnation
     this.#term = Math.max(this.#term, hello.term)
     this.#reason = undefined
+    this.#effects.push({ type: 'note', state: this.#state('secondary', this.#term) })
     this.#send(link, frame('hello', { payload: encodeHello(this.#hello()) }))
     this.#event({
       event: 'REPLICATION_LINK',
@@ -250,9 +305,19 @@ export class SecondaryMachine {
   #objectionTo(hello: Hello): { code: RefusalCode; reason: string } | undefined {
     const objected = objection(hello, this.#hello())
     if (objected !== undefined) return objected
-    return this.#replicating
-      ? undefined
-      : { code: 'configuration', reason: 'replication is switched off on the secondary' }
+    if (!this.#replicating)
+      return { code: 'configuration', reason: 'replication is switched off on the secondary' }
+    if (this.#logError !== undefined) {
+      this.#effects.push({ type: 'restart-log' })
+      return { code: 'unready', reason: this.#logError }
+    }
+    if (this.#promotions.length > 0)
+      return { code: 'unready', reason: 'the secondary is being promoted' }
+    return undefined
+  }
+
+  #state(role: ReplicaState['role'], term: number): ReplicaState {
+    return { partner: this.#partner, role, term }
   }
 
   #checkpoint(link: number, checkpoint: number, nowMs: number): void {
@@ -264,29 +329,22 @@ export class SecondaryMachine {
       return this.#linkDown(reason)
     }
     this.#announced = checkpoint
-    this.#announcedOn = link
+    this.#commits.push({ checkpoint, bytes: this.#epochBytes, link })
+    this.#epochBytes = 0
+    this.#pressure = 0
     this.#effects.push({ type: 'commit', checkpoint })
   }
 
   #afterCommit(checkpoint: number, commitUs: number): void {
-    assert(
-      checkpoint > this.#committed && checkpoint <= this.#announced,
-      'epochs are committed in order',
-    )
+    const commit = this.#commits.shift()
+    assert(commit?.checkpoint === checkpoint, 'epochs are committed in order')
     this.#committed = checkpoint
-    const result: CheckpointResult = {
-      checkpoint,
-      pauseUs: commitUs,
-      commitUs,
-      bytes: this.#epochBytes,
-    }
+    const { bytes } = commit
+    const result: CheckpointResult = { checkpoint, pauseUs: commitUs, commitUs, bytes }
     this.#last = result
-    this.#epochBytes = 0
-    this.#pressure = 0
     // Where the link broke meanwhile, the primary learns of this commit from the next hello.
-    if (this.#link !== undefined && this.#link.number === this.#announcedOn) {
-      this.#send(this.#link.number, frame('done', { position: checkpoint, extent: commitUs }))
-    }
+    if (this.#link?.number === commit.link)
+      this.#send(commit.link, frame('done', { position: checkpoint, extent: commitUs }))
     this.#event({
       event: 'REPLICATION_CHECKPOINT',
       data: { group: this.#settings.group, ...result },
@@ -294,6 +352,18 @@ export class SecondaryMachine {
     const waiters = this.#waiters
     this.#waiters = []
     for (const { request } of waiters) this.#tell(request, result)
+    this.#decide()
+  }
+
+  /** The primary has to send again what was lost: it learns from the next hello how far this side is. */
+  #logFailed(reason: string): void {
+    this.#logError = reason
+    if (this.#role === 'active') return
+    this.#commits = []
+    this.#announced = this.#committed
+    if (this.#link === undefined) this.#discard()
+    else this.#refuseCurrent('unready', reason)
+    this.#decide()
   }
 
   #awaitCheckpoint({
@@ -350,25 +420,58 @@ export class SecondaryMachine {
   }
 
   #promote(request: number, force: boolean): void {
-    if (this.#role !== 'active') {
-      if (this.#link !== undefined && !force) {
-        const reason = `its primary ${this.#link.peer} is connected and alive; stop the primary first, or use force`
-        this.#effects.push({ type: 'promote-refused', request, reason })
-        return
-      }
-      this.#role = 'active'
-      this.#term += 1
-      if (this.#link === undefined) this.#discard()
-      else this.#refuseCurrent('deposed', 'the secondary was promoted and is the active copy')
-      this.#reason = 'active without a secondary'
-      this.#failWaiters('NOT_PERMITTED', 'this side was promoted')
-      this.#effects.push({ type: 'activate' })
-      this.#event({
-        event: 'REPLICATION_ROLE',
-        data: { group: this.#settings.group, role: this.#role, term: this.#term },
-      })
+    if (this.#role === 'active') return void this.#effects.push({ type: 'promoted', request })
+    if (this.#link !== undefined && !force) {
+      const reason = `its primary ${this.#link.peer} is connected and alive; stop the primary first, or use force`
+      this.#effects.push({ type: 'promote-refused', request, reason })
+      return
     }
-    this.#effects.push({ type: 'promoted', request })
+    this.#promotions.push(request)
+    if (this.#link === undefined) this.#discard()
+    else {
+      // It is told of its fate as soon as that is certain, if it is still there.
+      this.#deposing = this.#link.number
+      this.#linkDown('the secondary is being promoted')
+    }
+    this.#decide()
+  }
+
+  /** What was begun to be committed before the promote is part of what it finds, or is known not to be. */
+  #decide(): void {
+    if (this.#promotions.length === 0 || this.#deciding || this.#commits.length > 0) return
+    this.#deciding = true
+    this.#effects.push({ type: 'remember', state: this.#state('active', this.#term + 1) })
+  }
+
+  #becomeActive(): void {
+    assert(this.#deciding, 'a decision is remembered once')
+    this.#deciding = false
+    this.#role = 'active'
+    this.#term += 1
+    this.#reason = ALONE
+    if (this.#deposing !== undefined)
+      this.#refuse(this.#deposing, 'deposed', 'the secondary was promoted and is the active copy')
+    this.#deposing = undefined
+    this.#failWaiters('NOT_PERMITTED', 'this side was promoted')
+    this.#effects.push({ type: 'activate' })
+    this.#event({
+      event: 'REPLICATION_ROLE',
+      data: { group: this.#settings.group, role: this.#role, term: this.#term },
+    })
+    const promotions = this.#promotions
+    this.#promotions = []
+    for (const request of promotions) this.#effects.push({ type: 'promoted', request })
+  }
+
+  #stayPassive(reason: string): void {
+    this.#deciding = false
+    if (this.#deposing !== undefined)
+      this.#effects.push({ type: 'close-link', link: this.#deposing, reason })
+    this.#deposing = undefined
+    const promotions = this.#promotions
+    this.#promotions = []
+    for (const request of promotions)
+      this.#effects.push({ type: 'promote-refused', request, reason })
   }
 
   #setReplicating(on: boolean): void {

@@ -5,6 +5,7 @@ import type { ServeConfig } from '../../cli/config-file.ts'
 import { defaultControlPath } from '../../cli/control-socket.ts'
 import { settingsOf, type ServeSettings } from '../../cli/serve-settings.ts'
 import { serve } from '../../cli/serve.ts'
+import { defaultStateDir } from '../../cli/state-dir.ts'
 
 const NO_FILE: ServeConfig = { exports: [], listen: [] }
 const TERMINAL = { print: () => undefined, env: {}, uid: 0 }
@@ -26,6 +27,7 @@ void t.test('flags alone are enough', (t) => {
       { kind: 'tcp', host: '::1', port: 0 },
     ],
     control: '/run/colotap/control.sock',
+    stateDir: '/var/lib/colotap',
     logLevel: 'info',
     insecure: false,
   })
@@ -103,5 +105,19 @@ void t.test('the control socket is where the commands look for it', (t) => {
   ]
   for (const [uid, folder, path] of cases)
     t.equal(defaultControlPath({ uid, env: { XDG_RUNTIME_DIR: folder } }), path)
+  t.end()
+})
+
+void t.test('lasting state has a place that fits who runs the server', (t) => {
+  const place = (env: Record<string, string>, uid: number): string => defaultStateDir({ env, uid })
+  t.equal(place({}, 0), '/var/lib/colotap')
+  t.equal(place({ STATE_DIRECTORY: '/var/lib/vms:/var/lib/other' }, 0), '/var/lib/vms')
+  t.equal(place({ HOME: '/home/ada' }, 1000), '/home/ada/.local/state/colotap')
+  t.equal(place({ HOME: '/home/ada', XDG_STATE_HOME: '/srv/ada' }, 1000), '/srv/ada/colotap')
+  t.equal(
+    place({ HOME: '/home/ada', XDG_STATE_HOME: 'ada' }, 1000),
+    '/home/ada/.local/state/colotap',
+  )
+  t.equal(settings({ export: ['a=ram:1M'], listen: [UNIX], 'state-dir': ['/x'] }).stateDir, '/x')
   t.end()
 })

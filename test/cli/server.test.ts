@@ -38,7 +38,7 @@ function watched(open: Set<string>): Driver {
 function settingsIn(
   folder: string,
   exports: Record<string, string>,
-): Pick<ServeSettings, 'exports' | 'listen' | 'control' | 'insecure'> {
+): Pick<ServeSettings, 'exports' | 'listen' | 'control' | 'stateDir' | 'insecure'> {
   return {
     exports: Object.entries(exports).map(([name, pipeline]) => ({
       name,
@@ -48,6 +48,7 @@ function settingsIn(
     })),
     listen: [{ kind: 'unix', path: join(folder, 'nbd.sock') }],
     control: join(folder, 'control.sock'),
+    stateDir: join(folder, 'state'),
     insecure: false,
   }
 }

@@ -30,7 +30,9 @@ export class FakeGroup implements ReplicationGroup {
       durable: true,
       peer: '127.0.0.1:9000',
       disks: [{ name: 'disk0', size: 1 << 30, dirtyBytes: 4096 }],
+      heals: true,
       ramdiskBytes: 0,
+      journalBytes: 0,
       error: null,
       ...state,
     }

@@ -40,6 +40,7 @@ const STRANGER: Hello = {
   term: 1,
   disks: [{ name: 'disk', size: SIZE }],
   capacity: 0,
+  durable: false,
 }
 
 /** Connects to the replication port, sends `bytes`, and gives the frames that came back before the end. */

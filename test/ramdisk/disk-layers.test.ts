@@ -69,8 +69,10 @@ const step = fc.oneof(
   { weight: 5, arbitrary: fc.record({ op: fc.constant('read' as const), range }) },
   { weight: 8, arbitrary: fc.record({ op: fc.constant('finish' as const), which: fc.nat(20) }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('timer' as const), which: fc.nat(20) }) },
+  { weight: 2, arbitrary: fc.record({ op: fc.constant('cut' as const) }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('seal' as const) }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant('discard' as const) }) },
+  { weight: 1, arbitrary: fc.record({ op: fc.constant('lose' as const) }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant('activate' as const) }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant('flush' as const) }) },
 )
@@ -85,6 +87,8 @@ class Trial {
   readonly model: Model
   readonly faults: Fault[] = []
   readonly #checkpoints: Tags[] = []
+  /** What the disk was at each marker that is not committed. */
+  readonly #cuts: Tags[] = []
   readonly #flushed: number[] = []
   readonly #running = new Set<Promise<void>>()
   /** The first thing that was not as it should be. */
@@ -119,11 +123,9 @@ class Trial {
     else if (step.op === 'flush') this.#flush()
     else if (step.op === 'activate') this.#activate()
     else if (!this.model.active) {
-      if (step.op === 'seal') this.#seal()
-      else {
-        this.layers.discardPending()
-        this.model.primary = [...this.model.committed]
-      }
+      if (step.op === 'cut') this.#cut()
+      else if (step.op === 'seal') this.#seal()
+      else this.#forget(step.op === 'lose')
     }
     await settle()
     this.#check()
@@ -250,14 +252,32 @@ class Trial {
     )
   }
 
+  #cut(): void {
+    this.layers.cut()
+    this.#cuts.push([...this.model.primary])
+  }
+
+  /** Forgets what was received: since the last marker, or since the last commit. */
+  #forget(all: boolean): void {
+    if (all) {
+      this.layers.discardCut()
+      this.#cuts.length = 0
+    }
+    this.layers.discardPending()
+    this.model.primary = [...(this.#cuts.at(-1) ?? this.model.committed)]
+  }
+
   #seal(): void {
-    this.#checkpoints.push([...this.model.primary])
+    if (this.#cuts.length === 0) this.#cut()
+    const cut = this.#cuts.shift()!
+    this.#checkpoints.push(cut)
     this.layers.seal(this.#checkpoints.length)
-    this.model.committed = [...this.model.primary]
+    this.model.committed = [...cut]
     this.model.committed.forEach((tags, sector) => this.model.setView(sector, tags))
   }
 
   #activate(): void {
+    if (!this.model.active) this.#forget(true)
     this.layers.activate()
     this.model.active = true
   }
@@ -354,6 +374,7 @@ void t.test(
     layers.receiveWrite(tagged(1, 2 * SECTOR), 0)
     await layers.localWrite(tagged(2, 2 * SECTOR), SECTOR)
     t.same(await read(0, 4 * SECTOR), [0, 2, 2, 0])
+    layers.cut()
     layers.seal(7)
     t.same(await read(0, 4 * SECTOR), [1, 1, 0, 0], 'its own writes are gone with the checkpoint')
     layers.receiveZero(0, SECTOR, true)
@@ -371,6 +392,7 @@ void t.test(
   async (t) => {
     const { layers, read, image } = open()
     layers.receiveWrite(tagged(1, 3 * SECTOR), 0)
+    layers.cut()
     layers.seal(1)
     layers.receiveWrite(tagged(2, 4 * SECTOR), 0)
     await layers.localWrite(tagged(3, SECTOR), SECTOR)
@@ -392,6 +414,7 @@ void t.test(
   async (t) => {
     const { layers, read, image } = open()
     layers.receiveWrite(tagged(1, 4 * SECTOR), 0)
+    layers.cut()
     layers.seal(1)
     await settle()
     t.equal(image.inFlight, 1, 'the epoch is being written')
@@ -412,6 +435,7 @@ void t.test(
   async (t) => {
     const { layers, image, timers, faults } = open()
     layers.receiveWrite(tagged(1, SECTOR), 0)
+    layers.cut()
     layers.seal(1)
     layers.activate()
     let failures = 1
@@ -448,6 +472,7 @@ void t.test('at the memory limit a write is refused with everything left as it w
 void t.test('closing stops the flush, keeps nothing, and refuses what comes after', async (t) => {
   const { layers, memory, image, flushed } = open()
   layers.receiveWrite(tagged(1, 512 * 1024), 0)
+  layers.cut()
   layers.seal(1)
   const idle = layers.idle()
   const over = t.rejects(idle, { code: 'SHUTDOWN' })
@@ -470,6 +495,7 @@ void t.test(
     layers.receiveWrite(tagged(1, SECTOR), 0)
     await layers.localWrite(tagged(2, SECTOR), 0)
     memory.whenReleased(() => layers.receiveWrite(tagged(3, SECTOR), SECTOR))
+    layers.cut()
     layers.seal(1)
     t.same(await read(0, 2 * SECTOR), [1, 0], 'what came after the checkpoint is not part of it')
     t.equal(layers.pendingBytes, SECTOR)

@@ -45,6 +45,8 @@ export class VirtualImage implements BlockDevice {
   readonly #scheduler: Scheduler
   readonly #random: Random
   #underWay = new Set<Write>()
+  /** What was flushed; the rest is in a cache that loses its power with the process. */
+  readonly #flushed: Buffer
 
   constructor(
     content: Buffer,
@@ -55,6 +57,7 @@ export class VirtualImage implements BlockDevice {
     this.bytes = Buffer.from(new ArrayBuffer(content.length))
     content.copy(this.bytes)
     this.completed = contentOf(this.bytes)
+    this.#flushed = Buffer.from(this.bytes)
     this.#scheduler = world.scheduler
     this.#random = world.random
     this.life = life
@@ -123,7 +126,10 @@ export class VirtualImage implements BlockDevice {
   }
 
   flush(): MaybePromise<void> {
-    return this.#perform('flush', [])
+    const look = (): void => {
+      this.bytes.copy(this.#flushed)
+    }
+    return this.#perform('flush', [look])
   }
 
   status(at: number, length: number): MaybePromise<Extent[]> {
@@ -138,7 +144,10 @@ export class VirtualImage implements BlockDevice {
     return Promise.resolve()
   }
 
-  /** The process is gone: each write that was under way has happened wholly, partly or not at all. */
+  /**
+   * The process is gone, and the power with it: each write that was under way has happened wholly, partly or not at
+   * all, and each sector that was not flushed is as it was or as it became.
+   */
   crash(): void {
     for (const write of this.#underWay) {
       const sectors = write.length / SECTOR
@@ -146,6 +155,9 @@ export class VirtualImage implements BlockDevice {
       this.#complete(write)
     }
     this.#underWay.clear()
+    for (let at = 0; at < this.bytes.length; at += SECTOR)
+      if (this.#random.chance(0.5)) this.#flushed.copy(this.bytes, at, at, at + SECTOR)
+    this.completed.set(contentOf(this.bytes))
   }
 
   #change(write: Write): MaybePromise<void> {

@@ -19,6 +19,8 @@ export class Oracle implements Observer {
   commits = 0
   overflows = 0
   readonly #plan: Plan
+  /** The last checkpoint that was reported to the primary. */
+  #done = 0
   /** The secondary's last checkpoint. */
   #committed = 0
   readonly #snapshots = new Map<number, readonly Content[]>()
@@ -67,6 +69,7 @@ export class Oracle implements Observer {
   secondarySends(frame: Readonly<Frame>): void {
     if (frame.type === 'refuse') this.overflows += frame.payload.includes('"overflow"') ? 1 : 0
     if (frame.type !== 'done') return
+    this.#done = Math.max(this.#done, frame.position)
     const { checkpoint } = this.#there.secondary.group.status()
     this.#check(
       checkpoint >= frame.position,
@@ -76,7 +79,21 @@ export class Oracle implements Observer {
     this.#check(objection === undefined, `3: done(${frame.position}) sent while ${objection}`)
   }
 
+  /** 2, 4, 10: what was recovered is one checkpoint, no older than any that was reported as done. */
+  secondaryStarted({ group, registers }: SecondarySide): void {
+    const { checkpoint } = group.status()
+    if (!group.status().durable) return
+    this.#check(checkpoint >= this.#done, `2: recovered ${checkpoint}, done was ${this.#done}`)
+    const snapshot = this.#snapshots.get(checkpoint)
+    this.#check(snapshot !== undefined, `1: recovered ${checkpoint}, which was announced`)
+    this.#committed = checkpoint
+    for (const [disk, register] of registers.entries()) register.rebase(snapshot[disk]!)
+    const objection = this.#objectionTo(checkpoint)
+    this.#check(objection === undefined, `1, 4: recovered ${checkpoint} but ${objection}`)
+  }
+
   secondaryEvent(event: GroupEvent): void {
+    if (event.event === 'REPLICATION_ROLE') return this.promoted()
     if (event.event === 'REPLICATION_LINK') {
       for (const { layers, name } of this.#there.secondary.disks)
         this.#check(layers.pendingBytes === 0, `1, 20: a new stream begins with ${name} empty`)
@@ -96,7 +113,7 @@ export class Oracle implements Observer {
   /** The toolstack was told that a checkpoint was taken. */
   reported(checkpoint: number): void {
     const { secondary } = this.#there
-    if (!secondary.life.alive) return
+    if (!secondary.life.alive || !secondary.started) return
     const held = secondary.group.status().checkpoint
     this.#check(held >= checkpoint, `2: reported ${checkpoint}, the secondary is at ${held}`)
   }
@@ -113,7 +130,7 @@ export class Oracle implements Observer {
   /** 6, 7, 8, 9, 11: what a guest of the secondary could read now is what it may read. */
   checkReadable(): void {
     const { secondary } = this.#there
-    if (!secondary.life.alive) return
+    if (!secondary.life.alive || !secondary.started) return
     for (const [disk, content] of readable(secondary).entries()) {
       const objection = secondary.registers[disk]!.objectionTo(content)
       this.#check(

@@ -10,6 +10,7 @@ const ENDINGS = [
   'primary-restart',
   'secondary-restart',
   'promote',
+  'active-restart',
 ] as const
 
 type Ending = (typeof ENDINGS)[number]
@@ -24,6 +25,7 @@ const FAULTS = [
   'slow-secondary',
   'switch-primary',
   'switch-secondary',
+  'journal',
 ] as const
 
 export type FaultKind = (typeof FAULTS)[number]
@@ -35,6 +37,8 @@ export interface Plan {
   readonly disks: readonly number[]
   /** Bytes of the secondary's memory. */
   readonly memory: number
+  readonly durability: 'journal' | 'memory'
+  readonly journalBytes: number
   readonly primaryDepth: number
   /** Requests of the secondary's guest under way at a time; 0: it has none. */
   readonly secondaryDepth: number
@@ -61,6 +65,8 @@ export function planOf(seed: number): Plan {
     mode,
     disks: Array.from({ length: random.whole(1, 3) }, () => random.whole(17, 64)),
     memory: random.chance(0.4) ? random.whole(4, 10) * SLAB : 64 * SLAB,
+    durability: random.pick(['journal', 'journal', 'memory']),
+    journalBytes: random.pick([256 * 1024, 1 << 30]),
     primaryDepth: random.whole(1, 4),
     secondaryDepth: mode === 'colo' ? random.pick([0, 1, 3]) : 0,
     thinkMs: random.pick([2, 10, 40]),

@@ -14,6 +14,7 @@ import type { GroupSettings } from '../../replication/settings.ts'
 import { Guest } from './guest.ts'
 import { VirtualImage, type Conduct } from './image.ts'
 import { Network } from './network.ts'
+import { JournalDisk } from './segments.ts'
 import type { Plan } from './plan.ts'
 import { Random } from './random.ts'
 import { Registers } from './registers.ts'
@@ -38,6 +39,8 @@ export interface PrimarySide extends Side {
 }
 
 export interface SecondarySide extends Side {
+  /** Whether it has recovered what it remembers. */
+  started: boolean
   readonly group: SecondaryGroup
   readonly disks: readonly SecondaryDisk[]
 }
@@ -47,6 +50,7 @@ export interface Observer {
   primarySends(frame: Readonly<Frame>): void
   secondarySends(frame: Readonly<Frame>): void
   secondaryEvent(event: GroupEvent): void
+  secondaryStarted(side: SecondarySide): void
 }
 
 export class World {
@@ -54,6 +58,7 @@ export class World {
   readonly random: Random
   readonly scheduler = new Scheduler()
   readonly network: Network
+  readonly journal: JournalDisk
   readonly nobody: Life = { name: 'world', alive: true }
   primary: PrimarySide
   secondary: SecondarySide
@@ -65,6 +70,7 @@ export class World {
     this.plan = plan
     this.random = new Random(plan.seed + 1)
     this.#observer = observer
+    this.journal = new JournalDisk(this)
     this.network = new Network({
       scheduler: this.scheduler,
       random: this.random,
@@ -119,9 +125,23 @@ export class World {
       expect(disk instanceof SecondaryDisk)
       return disk
     })
-    const side = { ...this.#side(life, images, disks), group, disks }
-    void group.start()
-    this.network.listener = { life, take: (link, hello) => group.take(link, hello) }
+    const side: SecondarySide = { ...this.#side(life, images, disks), group, disks, started: false }
+    group.start().then(
+      () => {
+        side.started = true
+        this.#observer.secondaryStarted(side)
+        this.network.listener = { life, take: (link, hello) => group.take(link, hello) }
+      },
+      (error: unknown) => {
+        if (!this.journal.hasFailed) return this.scheduler.fail(error)
+        // Whoever supervises the process starts it again.
+        this.crash(side, true)
+        this.scheduler.after(this.random.delay(50, 200), this.nobody, 'start again', () => {
+          if (side === this.secondary)
+            this.secondary = this.startSecondary(side.images.map(({ bytes }) => bytes))
+        })
+      },
+    )
     return side
   }
 
@@ -129,6 +149,7 @@ export class World {
   crash(side: Side, told: boolean): void {
     side.life.alive = false
     this.network.crash(side.life, told)
+    if (side === this.secondary) this.journal.crash()
     for (const image of side.images) image.crash()
   }
 
@@ -138,11 +159,13 @@ export class World {
   }
 
   #settings(): GroupSettings {
-    const { mode, memory } = this.plan
+    const { mode, memory, durability } = this.plan
     return {
       group: 'vm',
       mode,
       memory,
+      durability,
+      journal: this.plan.journalBytes,
       host: 'virtual',
       port: 1,
       heartbeatMs: HEARTBEAT_MS,
@@ -156,6 +179,7 @@ export class World {
       logger: SILENT,
       incarnation: life.name,
       timers: scheduler.timers(life),
+      openSegments: () => Promise.resolve(this.journal.open(life)),
       nowMs: () => scheduler.nowMs,
       onEvent: (event) => {
         if (scheduler.trace !== undefined)

@@ -56,6 +56,7 @@ export async function serveColotap(scope: Scope, options: ServeOptions): Promise
       `${name}=${pipeline}`,
     ]),
     ...['--listen', `unix:${socket}`, '--control', control],
+    ...['--state-dir', path.join(directory, 'state')],
     ...(options.args ?? []),
   ])
   await child.printed('ready')

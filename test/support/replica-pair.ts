@@ -2,7 +2,7 @@
 
 import { mkdir } from 'node:fs/promises'
 import path from 'node:path'
-import { serveColotap, type ColotapServer } from './colotap.ts'
+import { serveColotap, type ColotapServer, type ServeOptions } from './colotap.ts'
 import { createEmptyImage } from './images.ts'
 import type { QmpClient } from './qmp.ts'
 import { freePorts, tempDirectory, type Scope } from './scope.ts'
@@ -12,6 +12,8 @@ export interface ReplicaHost {
   readonly qmp: QmpClient
   /** Paths of the images, by disk. */
   readonly images: Readonly<Record<string, string>>
+  /** What a server needs to be started again in its place. */
+  readonly place: Pick<ServeOptions, 'exports' | 'directory'>
 }
 
 export interface ReplicaPair {
@@ -58,7 +60,16 @@ export async function startHost(
     exports[name] = `${mode}:127.0.0.1:${port}?${query}|aio:${image}`
   }
   const server = await serveColotap(scope, { exports, directory })
-  return { server, qmp: await server.qmp(), images }
+  return { server, qmp: await server.qmp(), images, place: { exports, directory } }
+}
+
+/** Starts a host's server again, after its end, on what it has left. */
+export async function restartHost(
+  scope: Scope,
+  { images, place }: ReplicaHost,
+): Promise<ReplicaHost> {
+  const server = await serveColotap(scope, place)
+  return { server, qmp: await server.qmp(), images, place }
 }
 
 export interface GroupState {

@@ -27,6 +27,7 @@ const PRIMARY: Hello = {
     { name: 'b', size: 8192 },
   ],
   capacity: 0,
+  durable: false,
 }
 const SECONDARY: Hello = { ...PRIMARY, role: 'secondary', incarnation: 's1', capacity: 65536 }
 
@@ -163,6 +164,7 @@ const anyHello: fc.Arbitrary<Hello> = fc.record({
   term: size,
   disks: fc.array(fc.record({ name, size }), { minLength: 1, maxLength: 5 }),
   capacity: size,
+  durable: fc.boolean(),
 })
 
 void t.test('a hello and a refusal are read as they were written', (t) => {

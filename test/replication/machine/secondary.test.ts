@@ -26,6 +26,7 @@ const HELLO: Hello = {
   term: 1,
   disks: DISKS,
   capacity: 0,
+  durable: false,
 }
 
 function describe(effect: SecondaryEffect): string {
@@ -36,7 +37,13 @@ function describe(effect: SecondaryEffect): string {
       return `${effect.link}: close: ${effect.reason}`
     case 'discard':
     case 'activate':
+    case 'restart-log':
       return effect.type
+    case 'note':
+    case 'remember': {
+      const { partner, role, term } = effect.state
+      return `${effect.type} ${role} of ${partner ?? 'nobody'} in term ${term}`
+    }
     case 'commit':
       return `commit ${effect.checkpoint}`
     case 'promoted':
@@ -51,6 +58,10 @@ function describe(effect: SecondaryEffect): string {
       return describeEvent(effect.event)
   }
 }
+
+/** All but the notes, which come with each hello. */
+const told = (effects: readonly SecondaryEffect[]): string[] =>
+  effects.filter(({ type }) => type !== 'note').map(describe)
 
 type Step = readonly [SecondaryInput, readonly string[]]
 
@@ -98,6 +109,7 @@ const PROMOTED: readonly string[] = [
   '#1 promoted',
   'PROTECTION unprotected: active without a secondary',
 ]
+const REMEMBERED: SecondaryInput = { type: 'remembered' }
 const IS_ACTIVE = 'the secondary was promoted and is the active copy'
 
 const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
@@ -167,8 +179,8 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [
         hello(2, { incarnation: 'p2' }),
         [
-          '2: send refuse history in term 1: the primary was restarted, so what it changed since the last checkpoint is not known',
-          '2: close: the primary was restarted, so what it changed since the last checkpoint is not known',
+          "2: send refuse history in term 1: the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
+          "2: close: the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
         ],
       ],
       [down(2), []],
@@ -211,12 +223,15 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [
         promote(1, true),
         [
-          '1: send refuse deposed in term 2: ' + IS_ACTIVE,
-          '1: close: ' + IS_ACTIVE,
           'discard',
-          'LINK down: ' + IS_ACTIVE,
-          ...PROMOTED,
+          'LINK down: the secondary is being promoted',
+          'remember active of p1 in term 2',
+          'PROTECTION unprotected: the secondary is being promoted',
         ],
+      ],
+      [
+        REMEMBERED,
+        ['1: send refuse deposed in term 2: ' + IS_ACTIVE, '1: close: ' + IS_ACTIVE, ...PROMOTED],
       ],
     ],
   ],
@@ -225,7 +240,8 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       CONNECTED,
       LOST,
-      [promote(1), ['discard', ...PROMOTED]],
+      [promote(1), ['discard', 'remember active of p1 in term 2']],
+      [REMEMBERED, PROMOTED],
       [promote(2), ['#2 promoted']],
       [promote(3, true), ['#3 promoted']],
       [
@@ -237,7 +253,81 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
   ],
   [
     'a secondary that never met its primary is promoted to a higher term, too',
-    [[promote(1), ['discard', ...PROMOTED]]],
+    [
+      [promote(1), ['discard', 'remember active of nobody in term 2']],
+      [REMEMBERED, PROMOTED],
+    ],
+  ],
+  [
+    'a promote waits for the commits that were begun, and no primary is taken meanwhile',
+    [
+      CONNECTED,
+      [marker(1), ['commit 1']],
+      [marker(2), ['commit 2']],
+      LOST,
+      [promote(1), ['discard']],
+      [committed(1), ['CHECKPOINT 1']],
+      [promote(2), ['discard']],
+      [
+        hello(2, { partner: 's1', announced: 2 }),
+        [
+          '2: send refuse unready in term 1: the secondary is being promoted',
+          '2: close: the secondary is being promoted',
+        ],
+      ],
+      [committed(2), ['CHECKPOINT 2', 'remember active of p1 in term 2']],
+      [
+        REMEMBERED,
+        [
+          'activate',
+          'ROLE active in term 2',
+          '#1 promoted',
+          '#2 promoted',
+          'PROTECTION unprotected: active without a secondary',
+        ],
+      ],
+    ],
+  ],
+  [
+    'a promote that cannot be remembered is refused, and the primary is taken again',
+    [
+      CONNECTED,
+      LOST,
+      [promote(1), ['discard', 'remember active of p1 in term 2']],
+      [{ type: 'remember-failed', reason: 'disk full' }, ['#1 not promoted: disk full']],
+      [
+        hello(2, { partner: 's1' }),
+        ['2: send hello from s1 of p1 at 0/0', 'LINK up', 'PROTECTION protected'],
+      ],
+    ],
+  ],
+  [
+    'a log that fails loses what is not committed, and is begun anew for the next hello',
+    [
+      CONNECTED,
+      [marker(1), ['commit 1']],
+      [
+        { type: 'log-failed', reason: 'disk full' },
+        [
+          '1: send refuse unready in term 1: disk full',
+          '1: close: disk full',
+          'discard',
+          'LINK down: disk full',
+          'PROTECTION unprotected: disk full',
+        ],
+      ],
+      [
+        hello(2, { partner: 's1', announced: 1 }),
+        ['restart-log', '2: send refuse unready in term 1: disk full', '2: close: disk full'],
+      ],
+      [{ type: 'log-restarted' }, []],
+      [
+        hello(3, { partner: 's1', announced: 1 }),
+        ['3: send hello from s1 of p1 at 0/0', 'LINK up', 'PROTECTION protected'],
+      ],
+      [marker(2, 3), ['commit 2']],
+      [committed(2), ['3: send done 2', 'CHECKPOINT 2']],
+    ],
   ],
   [
     'who waits for a checkpoint is told of the next one, and each is told to one',
@@ -283,7 +373,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       CONNECTED,
       [
-        { type: 'overflow' },
+        { type: 'overflow', localBytes: 0 },
         ((reason) => [
           `1: send refuse overflow in term 1: ${reason}`,
           `1: close: ${reason}`,
@@ -291,10 +381,10 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
           `LINK down: ${reason}`,
           `PROTECTION unprotected: ${reason}`,
         ])(
-          "the epoch outgrew the secondary's memory of 1000 bytes; checkpoint more often or give it a larger memory=",
+          'the epoch, of 0 bytes so far, outgrew what the secondary can hold: 1000 bytes of memory, of which its own guests hold 0; checkpoint more often, or give it a larger memory= and journal=',
         ),
       ],
-      [{ type: 'overflow' }, []],
+      [{ type: 'overflow', localBytes: 0 }, []],
     ],
   ],
   [
@@ -327,23 +417,26 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
   ],
 ]
 
+const SETTINGS = {
+  group: 'vm',
+  mode: 'colo',
+  incarnation: 's1',
+  disks: DISKS,
+  capacity: 1000,
+  durable: true,
+  heartbeatMs: 100,
+  timeoutMs: 500,
+} as const
+
 function newMachine(): SecondaryMachine {
-  return new SecondaryMachine({
-    group: 'vm',
-    mode: 'colo',
-    incarnation: 's1',
-    disks: DISKS,
-    capacity: 1000,
-    heartbeatMs: 100,
-    timeoutMs: 500,
-  })
+  return new SecondaryMachine(SETTINGS)
 }
 
 void t.test('a secondary', (t) => {
   for (const [story, steps] of STORIES) {
     const machine = newMachine()
     for (const [index, [input, effects]] of steps.entries())
-      t.same(machine.step(input).map(describe), effects, `${story}: step ${index}`)
+      t.same(told(machine.step(input)), effects, `${story}: step ${index}`)
   }
   t.end()
 })
@@ -391,6 +484,35 @@ void t.test('a secondary says what it is', (t) => {
   machine.step(committed(3))
   t.same(state(), ['secondary', 3, 4, 'peer'])
   machine.step(promote(1, true))
+  t.same(state(), ['secondary', 3, 4, null], 'not before it is remembered')
+  machine.step(REMEMBERED)
   t.same(state(), ['active', 3, 5, null])
+  t.end()
+})
+
+void t.test('a secondary is what it remembers', (t) => {
+  const machine = new SecondaryMachine({
+    ...SETTINGS,
+    remembered: { partner: 'p1', role: 'secondary', term: 3, committed: 7 },
+  })
+  t.same([machine.role, machine.committed, machine.term], ['secondary', 7, 3])
+  t.same(told(machine.step(hello(1, { partner: 's1', checkpoint: 6, announced: 9, term: 3 }))), [
+    '1: send hello from s1 of p1 at 7/7',
+    'LINK up',
+    'PROTECTION protected',
+  ])
+  const active = new SecondaryMachine({
+    ...SETTINGS,
+    remembered: { partner: 'p1', role: 'active', term: 4, committed: 7 },
+  })
+  t.same([active.role, active.committed, active.term], ['active', 7, 4])
+  t.match(told(active.step(hello(1, { partner: 's1', term: 3 })))[0], /refuse deposed in term 4/)
+  t.end()
+})
+
+void t.test('what is to be remembered is noted with each hello', (t) => {
+  const machine = newMachine()
+  const notes = machine.step(hello(1, { term: 5 })).filter(({ type }) => type === 'note')
+  t.same(notes.map(describe), ['note secondary of p1 in term 5'])
   t.end()
 })

@@ -22,6 +22,9 @@ export function describeFrame({ type, position, extent, payload }: Frame): strin
     case 'heartbeat':
     case 'write':
     case 'zero':
+    case 'discard':
+    case 'state':
+    case 'segment':
       return type
   }
 }

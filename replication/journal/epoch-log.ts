@@ -1,0 +1,53 @@
+/** Where a secondary records its epochs before it calls them committed: a journal, or nowhere but memory. */
+
+import type { Fault } from '../../core/fault.ts'
+import type { MaybePromise } from '../../core/maybe-promise.ts'
+import type { Frame } from '../machine/frame.ts'
+import type { ReplicaState } from './records.ts'
+
+export interface EpochLog {
+  /** Whether what is committed survives a crash. */
+  readonly durable: boolean
+  /** Why nothing can be recorded now; restart() may heal it. */
+  readonly failure: Fault | undefined
+  /** Bytes accepted and not yet written. */
+  readonly backlog: number
+  /** Bytes on disk. */
+  readonly bytes: number
+  restart(): Promise<void>
+  /** Data of the epoch that is being received; its payload is the caller's again when this returns. */
+  append(record: Readonly<Frame>): void
+  /** What was appended since the last commit never happened. */
+  discard(): void
+  /** Remembers the state, no later than the next commit. */
+  note(state: ReplicaState): void
+  /** Remembers the state before it resolves. @throws Fault, and remembers the one before then */
+  persist(state: ReplicaState): MaybePromise<void>
+  /** Ends the epoch: resolves when it is recoverable. @throws Fault when it is not and never will be */
+  commit(checkpoint: number): MaybePromise<void>
+  /** Every epoch up to this one is in the images: it need not be recovered. */
+  flushed(checkpoint: number): void
+  /** Every epoch is in the images: resolves when a crash can bring none of them back over what comes later. @throws Fault */
+  retire(): MaybePromise<void>
+  /** Calls `wake` once, when nothing is waiting to be written. */
+  whenDrained(wake: () => void): void
+  close(): Promise<void>
+}
+
+/** Commits live as long as the process. */
+export const MEMORY_LOG: EpochLog = {
+  durable: false,
+  failure: undefined,
+  backlog: 0,
+  bytes: 0,
+  restart: () => Promise.resolve(),
+  append: () => undefined,
+  discard: () => undefined,
+  note: () => undefined,
+  persist: () => undefined,
+  commit: () => undefined,
+  flushed: () => undefined,
+  retire: () => undefined,
+  whenDrained: (wake) => wake(),
+  close: () => Promise.resolve(),
+}

@@ -1,0 +1,399 @@
+/**
+ * A secondary's journal: received epochs and their commits on stable storage, in the order in which they came.
+ *
+ * Invariants:
+ *  - 3  A commit resolves only when its record and all before it survive a crash.
+ *  - Records are written in the order of the calls, by one writer; the caller's bytes are copied at once.
+ *  - 20 Memory is bounded by the caller, who takes no more data while `backlog` is above MOST_BACKLOG.
+ *  - After a failure nothing more is written, and every commit fails, until restart() has begun a new segment that says
+ *    what counts. So a commit that was reported as failed never comes back.
+ *  - A segment is removed when every checkpoint that has records in it is in the images.
+ */
+
+import { assert } from '../../core/assert.ts'
+import { asFault, Fault } from '../../core/fault.ts'
+import type { Logger } from '../../core/logger.ts'
+import { KiB, MiB } from '../../core/units.ts'
+import { encodeHeader, frame, HEADER_SIZE, MAX_PAYLOAD, type Frame } from '../machine/frame.ts'
+import type { EpochLog } from './epoch-log.ts'
+import { segmentRecord, stateRecord, type JournalIdentity, type ReplicaState } from './records.ts'
+import type { Recovered } from './recovery.ts'
+import type { SegmentFile, SegmentStore } from './segments.ts'
+
+/** Bytes after which a new segment is begun, and the share of the limit that one segment is at most. */
+const SEGMENT = 64 * MiB
+const SEGMENTS = 4
+/** Bytes of one buffer of records; the longest record fits. */
+const CHUNK = 512 * KiB
+const SPARE_CHUNKS = 16
+/** Bytes written and not yet durable, beyond which they are made so: what is left for a commit to wait for is little. */
+const MOST_UNSYNCED = 2 * MiB
+/** Bytes accepted and not written, beyond which the caller should take no more. */
+export const MOST_BACKLOG = 4 * MiB
+
+export interface JournalOptions {
+  readonly store: SegmentStore
+  readonly identity: JournalIdentity
+  readonly replica: string
+  readonly state: ReplicaState
+  readonly recovered: Recovered | undefined
+  readonly logger: Logger
+  /** Something could not be written. Called once for each time that the journal ceases to work. */
+  readonly onFailure: (fault: Fault) => void
+  /** Bytes that the journal may grow to. */
+  readonly limit: number
+}
+
+type Work =
+  | { readonly kind: 'bytes'; readonly chunk: Buffer; length: number; end: number }
+  | { readonly kind: 'segment'; readonly number: number; readonly header: Buffer; end: number }
+  | { readonly kind: 'remove'; readonly number: number }
+
+interface Waiter {
+  readonly position: number
+  readonly resolve: () => void
+  readonly reject: (fault: Fault) => void
+}
+
+interface Segment {
+  readonly number: number
+  bytes: number
+  /** The last checkpoint that has records in it; undefined while that one is not committed. */
+  neededBy: number | undefined
+}
+
+export class Journal implements EpochLog {
+  readonly durable = true
+  readonly #options: JournalOptions
+  readonly #segmentBytes: number
+  #state: ReplicaState
+  /** Oldest first; the last one is written to. */
+  #segments: Segment[]
+  /** The last checkpoint whose record was queued, that is durable, that is in the images. */
+  #queuedCommit: number
+  #committed: number
+  #flushed: number
+  #file: SegmentFile | undefined
+  /** The newest segment whose header is durable. */
+  #begun: number
+  #queue: Work[] = []
+  #spare: Buffer[] = []
+  #waiters: Waiter[] = []
+  #drained: (() => void)[] = []
+  /** Positions in the stream of all records since the start, in bytes: queued, written, durable. */
+  #queued = 0
+  #written = 0
+  #synced = 0
+  #pumping: Promise<void> | undefined
+  #failed: Fault | undefined
+  #closed = false
+
+  constructor(options: JournalOptions) {
+    const { recovered, state, limit } = options
+    this.#options = options
+    this.#segmentBytes = Math.min(SEGMENT, limit / SEGMENTS)
+    this.#state = state
+    this.#segments = (recovered?.segments ?? []).map((segment) => ({ ...segment, bytes: 0 }))
+    this.#begun = this.#segments.at(-1)?.number ?? 0
+    this.#committed = recovered?.committed ?? 0
+    this.#queuedCommit = this.#committed
+    this.#flushed = recovered?.flushed ?? 0
+  }
+
+  /** What this journal is known by, for as long as it exists. */
+  get replica(): string {
+    return this.#options.replica
+  }
+
+  get failure(): Fault | undefined {
+    return this.#failed
+  }
+
+  get backlog(): number {
+    return this.#queued - this.#written
+  }
+
+  /** Bytes of the segments that this process wrote. */
+  get bytes(): number {
+    return this.#segments.reduce((sum, { bytes }) => sum + bytes, 0)
+  }
+
+  /** Begins a new segment that says what counts of the ones before; also after a failure. @throws Fault */
+  async restart(): Promise<void> {
+    await this.#pumping
+    assert(!this.#closed, 'a closed journal is not restarted')
+    this.#failed = undefined
+    this.#queuedCommit = this.#committed
+    this.#newSegment(null)
+    try {
+      await this.#durable()
+    } catch (error) {
+      throw asFault(error, 'IO', 'the journal cannot be written', this.#context())
+    }
+  }
+
+  append(record: Readonly<Frame>): void {
+    if (this.#failed !== undefined) return
+    this.#put(record)
+    this.#start()
+  }
+
+  discard(): void {
+    if (this.#failed !== undefined) return
+    for (const segment of this.#segments) segment.neededBy ??= this.#queuedCommit
+    this.#put(frame('discard'))
+    this.#start()
+  }
+
+  note(state: ReplicaState): void {
+    this.#state = state
+    if (this.#failed !== undefined) return
+    this.#put(stateRecord(state))
+    this.#start()
+  }
+
+  async persist(state: ReplicaState): Promise<void> {
+    const before = this.#state
+    try {
+      if (this.#failed !== undefined) {
+        this.#state = state
+        await this.restart()
+        return
+      }
+      this.note(state)
+      await this.#durable()
+    } catch (error) {
+      this.#state = before
+      throw error
+    }
+  }
+
+  async commit(checkpoint: number): Promise<void> {
+    if (this.#failed !== undefined) throw this.#failed
+    assert(checkpoint > this.#queuedCommit, 'checkpoints are committed in order')
+    // The record first: a segment that is begun for it must not say that it lies before.
+    this.#put(frame('checkpoint', { position: checkpoint }))
+    this.#queuedCommit = checkpoint
+    for (const segment of this.#segments) segment.neededBy ??= checkpoint
+    await this.#durable()
+    this.#committed = checkpoint
+  }
+
+  flushed(checkpoint: number): void {
+    this.#flushed = Math.max(this.#flushed, checkpoint)
+    while (this.#segments.length > 1) {
+      const oldest = this.#segments[0]
+      if (oldest?.neededBy === undefined || oldest.neededBy > this.#flushed) return
+      this.#segments.shift()
+      this.#queue.push({ kind: 'remove', number: oldest.number })
+      this.#start()
+    }
+  }
+
+  async retire(): Promise<void> {
+    this.#flushed = this.#queuedCommit
+    if (this.#failed !== undefined) return this.restart()
+    this.#newSegment(this.#segments.at(-1)?.bytes ?? null)
+    await this.#durable()
+    this.flushed(this.#flushed)
+  }
+
+  whenDrained(wake: () => void): void {
+    if (this.backlog === 0) wake()
+    else this.#drained.push(wake)
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    await this.#pumping
+    await this.#file?.close()
+    await this.#options.store.close()
+  }
+
+  #put(record: Readonly<Frame>): void {
+    const segment = this.#segments.at(-1)
+    assert(segment !== undefined && !this.#closed, 'a journal is begun before it is written')
+    if (segment.bytes >= this.#segmentBytes) this.#newSegment(segment.bytes)
+    this.#copy(record)
+    const current = this.#segments.at(-1)
+    if (current === undefined) return
+    current.bytes += HEADER_SIZE + record.payload.length
+    if (record.type === 'write' || record.type === 'zero') current.neededBy = undefined
+  }
+
+  #copy(record: Readonly<Frame>): void {
+    const size = HEADER_SIZE + record.payload.length
+    let work = this.#queue.at(-1)
+    if (work?.kind !== 'bytes' || work.length + size > CHUNK) {
+      const chunk = this.#spare.pop() ?? Buffer.allocUnsafeSlow(CHUNK)
+      work = { kind: 'bytes', chunk, length: 0, end: this.#queued }
+      this.#queue.push(work)
+    }
+    record.payload.copy(work.chunk, work.length + HEADER_SIZE)
+    encodeHeader(
+      work.chunk,
+      work.length,
+      { ...record, payload: work.chunk.subarray(work.length + HEADER_SIZE, work.length + size) },
+      true,
+    )
+    work.length += size
+    this.#queued += size
+    work.end = this.#queued
+  }
+
+  #newSegment(previousLength: number | null): void {
+    const { identity, replica } = this.#options
+    const number = (this.#segments.at(-1)?.number ?? this.#begun) + 1
+    const record = segmentRecord(number, {
+      format: 1,
+      ...identity,
+      replica,
+      committed: this.#queuedCommit,
+      flushed: this.#flushed,
+      previousLength,
+      state: this.#state,
+    })
+    assert(record.payload.length <= MAX_PAYLOAD, 'a segment header fits a record')
+    const header = Buffer.alloc(HEADER_SIZE + record.payload.length)
+    record.payload.copy(header, HEADER_SIZE)
+    encodeHeader(header, 0, record, true)
+    this.#queued += header.length
+    this.#segments.push({ number, bytes: header.length, neededBy: this.#queuedCommit })
+    this.#queue.push({ kind: 'segment', number, header, end: this.#queued })
+  }
+
+  /** Resolves when everything queued so far is durable. */
+  #durable(): Promise<void> {
+    const position = this.#queued
+    const durable = new Promise<void>((resolve, reject) => {
+      this.#waiters.push({ position, resolve, reject })
+    })
+    this.#start()
+    return durable
+  }
+
+  #start(): void {
+    this.#pumping ??= this.#pump()
+  }
+
+  async #pump(): Promise<void> {
+    // What is queued in one turn of the event loop is written together.
+    await Promise.resolve()
+    try {
+      while (this.#queue.length > 0 || this.#mustSync()) {
+        if (this.#mustSync()) await this.#sync()
+        else await this.#work()
+      }
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      await this.#fail(error)
+    }
+    this.#pumping = undefined
+  }
+
+  #mustSync(): boolean {
+    if (this.#written === this.#synced) return false
+    const [first] = this.#waiters
+    if (first !== undefined && first.position <= this.#written) return true
+    return this.#written - this.#synced >= MOST_UNSYNCED
+  }
+
+  async #work(): Promise<void> {
+    const [work] = this.#queue
+    assert(work !== undefined, 'there is work to do')
+    switch (work.kind) {
+      case 'bytes':
+        return this.#write()
+      case 'segment':
+        await this.#sync()
+        return this.#begin(work.number, work.header, work.end)
+      case 'remove':
+        this.#queue.shift()
+        try {
+          await this.#options.store.remove(work.number)
+        } catch (error) {
+          if (!(error instanceof Fault)) throw error
+          this.#options.logger.warn({ error: error.message }, 'a journal segment stays behind')
+        }
+    }
+  }
+
+  /** A segment counts from when its header is durable: a later one may rely on it. */
+  async #begin(number: number, header: Buffer, end: number): Promise<void> {
+    await this.#file?.close()
+    this.#file = undefined
+    this.#file = await this.#options.store.create(number)
+    await this.#file.append([header])
+    await this.#file.sync()
+    this.#begun = number
+    this.#queue.shift()
+    this.#written = end
+    this.#reach(end)
+  }
+
+  async #write(): Promise<void> {
+    const count = this.#queue.findIndex(({ kind }) => kind !== 'bytes')
+    const taken = this.#queue.splice(0, count === -1 ? this.#queue.length : count)
+    const chunks: Buffer[] = []
+    let end = this.#written
+    for (const work of taken) {
+      if (work.kind !== 'bytes') continue
+      chunks.push(work.chunk.subarray(0, work.length))
+      end = work.end
+    }
+    assert(this.#file !== undefined, 'a journal is begun before it is written')
+    await this.#file.append(chunks)
+    this.#written = end
+    for (const work of taken)
+      if (work.kind === 'bytes' && this.#spare.length < SPARE_CHUNKS) this.#spare.push(work.chunk)
+    this.#wakeDrained()
+  }
+
+  async #sync(): Promise<void> {
+    if (this.#written === this.#synced) return
+    const position = this.#written
+    await this.#file?.sync()
+    this.#reach(position)
+  }
+
+  /** Everything up to `position` is durable. */
+  #reach(position: number): void {
+    this.#synced = position
+    while (this.#waiters[0] !== undefined && this.#waiters[0].position <= position)
+      this.#waiters.shift()?.resolve()
+  }
+
+  async #fail(fault: Fault): Promise<void> {
+    const failure = asFault(fault, 'IO', 'the journal cannot be written', this.#context())
+    this.#failed = failure
+    this.#queue = []
+    this.#written = this.#queued
+    this.#synced = this.#queued
+    // What was queued never happened; the next segment says so. One that did not begin gives its number to it.
+    this.#segments = this.#segments.filter(({ number }) => number <= this.#begun)
+    for (const segment of this.#segments) segment.neededBy ??= this.#committed
+    const waiters = this.#waiters
+    this.#waiters = []
+    const file = this.#file
+    this.#file = undefined
+    for (const { reject } of waiters) reject(failure)
+    this.#options.onFailure(failure)
+    this.#wakeDrained()
+    await file?.close().catch(() => undefined)
+  }
+
+  #wakeDrained(): void {
+    if (this.backlog > 0) return
+    const drained = this.#drained
+    this.#drained = []
+    for (const wake of drained) wake()
+  }
+
+  #context(): { where: string; remedy: string } {
+    return {
+      where: this.#options.store.place,
+      remedy: 'free space there, or repair the disk; checkpoints are refused until then',
+    }
+  }
+}

@@ -1,0 +1,90 @@
+/**
+ * The records of a journal. They have the framing of the replication link (machine/frame.ts), checksums included:
+ *
+ *   segment     first in each segment, position = its number; payload: SegmentHeader
+ *   write, zero as received
+ *   checkpoint  the epoch that ends here is committed, position = its number
+ *   discard     what came since the last checkpoint record never happened
+ *   state       payload: ReplicaState; the newest one counts
+ */
+
+import { Fault } from '../../core/fault.ts'
+import { objectOf, oneOf, parseFields, textOf, wholeOf } from '../machine/fields.ts'
+import { frame, type Frame } from '../machine/frame.ts'
+import type { DiskIdentity } from '../machine/handshake.ts'
+
+/** What a secondary remembers besides its epochs. */
+export interface ReplicaState {
+  /** The primary whose epochs these are; null before the first. */
+  readonly partner: string | null
+  readonly role: 'secondary' | 'active'
+  readonly term: number
+}
+
+/** Which disks a journal belongs to. */
+export interface JournalIdentity {
+  readonly group: string
+  readonly disks: readonly DiskIdentity[]
+}
+
+export interface SegmentHeader extends JournalIdentity {
+  readonly format: 1
+  /** Made when the journal was begun. */
+  readonly replica: string
+  /** The last checkpoint whose record lies in an earlier segment; later records there never counted. */
+  readonly committed: number
+  /** Checkpoints up to this one are in the images. */
+  readonly flushed: number
+  /**
+   * Bytes of the segment before, all of which count; null when it broke off, by a crash or a failed write: then
+   * what follows its last checkpoint never happened.
+   */
+  readonly previousLength: number | null
+  readonly state: ReplicaState
+}
+
+export function segmentRecord(number: number, header: SegmentHeader): Frame {
+  return frame('segment', { position: number, payload: Buffer.from(JSON.stringify(header)) })
+}
+
+export function stateRecord(state: ReplicaState): Frame {
+  return frame('state', { payload: Buffer.from(JSON.stringify(state)) })
+}
+
+/** @throws Fault PROTOCOL naming the field that is wrong */
+export function decodeSegmentHeader(payload: Buffer): SegmentHeader {
+  const fields = parseFields(payload, 'journal segment')
+  const format = fields['format']
+  if (format !== 1) throw new Fault('NOT_SUPPORTED', `a journal of format ${String(format)}`)
+  const disks = fields['disks']
+  if (!Array.isArray(disks)) throw new Fault('PROTOCOL', 'malformed journal segment: disks')
+  return {
+    format,
+    group: textOf(fields['group'], 'segment.group'),
+    disks: disks.map((disk: unknown) => {
+      const { name, size } = objectOf(disk, 'segment.disks')
+      return { name: textOf(name, 'segment.disks.name'), size: wholeOf(size, 'segment.disks.size') }
+    }),
+    replica: textOf(fields['replica'], 'segment.replica'),
+    committed: wholeOf(fields['committed'], 'segment.committed'),
+    flushed: wholeOf(fields['flushed'], 'segment.flushed'),
+    previousLength:
+      fields['previousLength'] === null
+        ? null
+        : wholeOf(fields['previousLength'], 'segment.previousLength'),
+    state: stateOf(objectOf(fields['state'], 'segment.state')),
+  }
+}
+
+/** @throws Fault PROTOCOL naming the field that is wrong */
+export function decodeState(payload: Buffer): ReplicaState {
+  return stateOf(parseFields(payload, 'state'))
+}
+
+function stateOf(fields: Readonly<Record<string, unknown>>): ReplicaState {
+  return {
+    partner: fields['partner'] === null ? null : textOf(fields['partner'], 'state.partner'),
+    role: oneOf(fields['role'], ['secondary', 'active'], 'state.role'),
+    term: wholeOf(fields['term'], 'state.term'),
+  }
+}

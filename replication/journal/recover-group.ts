@@ -1,0 +1,109 @@
+/** Brings the disks of a group to what their journal says, and opens the journal for what comes. */
+
+import { Fault } from '../../core/fault.ts'
+import type { PageMemory } from '../../ramdisk/page-memory.ts'
+import type { DiskLayers } from '../../ramdisk/disk-layers.ts'
+import type { GroupEnvironment } from '../environment.ts'
+import { PUNCH, type Frame } from '../machine/frame.ts'
+import { Journal } from './journal.ts'
+import type { JournalIdentity, ReplicaState } from './records.ts'
+import { replay, scan, type Recovered } from './recovery.ts'
+import type { SegmentStore } from './segments.ts'
+
+interface RecoveredDisk {
+  readonly name: string
+  readonly geometry: { readonly size: number }
+  readonly layers: DiskLayers
+  flushed: number
+}
+
+interface RecoverOptions {
+  readonly group: string
+  readonly disks: readonly RecoveredDisk[]
+  readonly memory: PageMemory
+  readonly environment: GroupEnvironment
+  /** Bytes that the journal may grow to. */
+  readonly limit: number
+  readonly onFailure: (fault: Fault) => void
+}
+
+/** As a primary's at first, so that a promote deposes even a primary that was never met. */
+const NEW: ReplicaState = { partner: null, role: 'secondary', term: 1 }
+
+/** @throws Fault when there is a journal and it is damaged, belongs to other disks, or cannot be read or written */
+export async function recoverJournal(
+  options: RecoverOptions,
+): Promise<{ journal: Journal; state: ReplicaState; committed: number }> {
+  const { group, disks, environment, limit, onFailure } = options
+  const { logger } = environment
+  const store = await environment.openSegments(group)
+  try {
+    const recovered = await scan(store)
+    const identity = {
+      group,
+      disks: disks.map(({ name, geometry }) => ({ name, size: geometry.size })),
+    }
+    if (recovered !== undefined) {
+      checkIdentity(identity, recovered.header, store)
+      for (const disk of disks) disk.flushed = recovered.flushed
+    }
+    const replica = recovered?.header.replica ?? environment.incarnation
+    const state = recovered?.state ?? NEW
+    if (recovered !== undefined) await replayInto(options, recovered, store)
+    const journal = new Journal({
+      ...{ store, identity, replica, state, recovered, limit, logger, onFailure },
+    })
+    await journal.restart()
+    const committed = recovered?.committed ?? 0
+    if (recovered !== undefined)
+      logger.info({ group, checkpoint: committed, place: store.place }, 'journal recovered')
+    return { journal, state, committed }
+  } catch (error) {
+    await store.close()
+    throw error
+  }
+}
+
+function checkIdentity(ours: JournalIdentity, theirs: JournalIdentity, store: SegmentStore): void {
+  const text = ({ group, disks }: JournalIdentity): string =>
+    `group "${group}" with ${disks
+      .map(({ name, size }) => `"${name}" of ${size} bytes`)
+      .sort()
+      .join(', ')}`
+  if (text(ours) === text(theirs)) return
+  throw new Fault('INVALID', `the journal belongs to ${text(theirs)}, not to ${text(ours)}`, {
+    where: store.place,
+    remedy: 'serve those disks, give another --state-dir, or move that folder away',
+  })
+}
+
+async function replayInto(
+  { disks, memory }: RecoverOptions,
+  { epochs, header }: Recovered,
+  store: SegmentStore,
+): Promise<void> {
+  const layersOf = header.disks.map(({ name }) => disks.find((disk) => disk.name === name)?.layers)
+  await replay(
+    store,
+    epochs,
+    async (record: Frame) => {
+      if (record.type !== 'write' && record.type !== 'zero') return
+      if (!memory.canHold(record.payload.length))
+        await Promise.all(disks.map(({ layers }) => layers.idle()))
+      if (!memory.canHold(record.payload.length))
+        throw new Fault('NO_MEMORY', 'an epoch of the journal is larger than the memory', {
+          where: store.place,
+          remedy: 'give the group a larger memory=',
+        })
+      const layers = layersOf[record.disk]
+      if (record.type === 'write') layers?.receiveWrite(record.payload, record.position)
+      else layers?.receiveZero(record.position, record.extent, (record.flags & PUNCH) !== 0)
+    },
+    (checkpoint) => {
+      for (const { layers } of disks) {
+        layers.cut()
+        layers.seal(checkpoint)
+      }
+    },
+  )
+}

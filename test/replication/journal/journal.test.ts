@@ -1,0 +1,278 @@
+import fc from 'fast-check'
+import t from 'tap'
+
+import { Fault } from '../../../core/fault.ts'
+import { SILENT } from '../../../core/logger.ts'
+import { KiB } from '../../../core/units.ts'
+import { Journal } from '../../../replication/journal/journal.ts'
+import type { ReplicaState } from '../../../replication/journal/records.ts'
+import { replay, scan, type Recovered } from '../../../replication/journal/recovery.ts'
+import { encodeFrame, frame } from '../../../replication/machine/frame.ts'
+import { MemorySegments } from './memory-segments.ts'
+
+const IDENTITY = { group: 'vm', disks: [{ name: 'a', size: 1 << 20 }] }
+const STATE: ReplicaState = { partner: 'p1', role: 'secondary', term: 1 }
+
+interface Opened {
+  readonly journal: Journal
+  readonly store: MemorySegments
+  readonly failures: Fault[]
+  readonly recovered: Recovered | undefined
+}
+
+/** @param limit bytes; a segment is a quarter of it */
+async function open(store = new MemorySegments(), limit = 1 << 30): Promise<Opened> {
+  const recovered = await scan(store)
+  const failures: Fault[] = []
+  const journal = new Journal({
+    ...{ store, identity: IDENTITY, replica: 'r1', recovered, limit, logger: SILENT },
+    state: recovered?.state ?? STATE,
+    onFailure: (fault) => failures.push(fault),
+  })
+  await journal.restart()
+  return { journal, store, failures, recovered }
+}
+
+/** A write of one byte value, `length` bytes long. */
+const write = (value: number, length = 512) =>
+  frame('write', { position: value * 512, payload: Buffer.alloc(length, value) })
+
+/** The values written in each epoch that a journal brings back, by checkpoint. */
+async function contentOf(store: MemorySegments): Promise<Record<number, number[]>> {
+  const recovered = await scan(store)
+  const epochs: Record<number, number[]> = {}
+  let values: number[] = []
+  await replay(
+    store,
+    recovered?.epochs ?? [],
+    ({ type, position }) => {
+      if (type === 'write') values.push(position / 512)
+    },
+    (checkpoint) => {
+      epochs[checkpoint] = values
+      values = []
+    },
+  )
+  return epochs
+}
+
+void t.test(
+  'what was committed comes back, what was discarded or not committed does not',
+  async (t) => {
+    const { journal, store } = await open()
+    t.equal(journal.replica, 'r1')
+    journal.append(write(1))
+    journal.append(write(2))
+    await journal.commit(1)
+    journal.append(write(3))
+    journal.discard()
+    journal.append(write(4))
+    journal.note({ ...STATE, term: 2 })
+    journal.append(write(5))
+    await journal.commit(4)
+    journal.append(write(6))
+    await journal.persist({ ...STATE, role: 'active', term: 3 })
+    await journal.close()
+    t.same(await contentOf(store), { 1: [1, 2], 4: [4, 5] })
+    const { recovered } = await open(store)
+    t.match(recovered, { committed: 4, flushed: 0, state: { role: 'active', term: 3 } })
+    t.same(await contentOf(store), { 1: [1, 2], 4: [4, 5] }, 'also after it was begun again')
+  },
+)
+
+void t.test('several commits under way at a time end in order', async (t) => {
+  const { journal, store } = await open()
+  const order: number[] = []
+  const commits = [1, 2, 3].map((checkpoint) => {
+    journal.append(write(checkpoint))
+    return journal.commit(checkpoint).then(() => order.push(checkpoint))
+  })
+  await Promise.all(commits)
+  t.same(order, [1, 2, 3])
+  t.same(await contentOf(store), { 1: [1], 2: [2], 3: [3] })
+  t.equal(journal.backlog, 0)
+})
+
+void t.test('a commit resolves when its record is flushed, not before', async (t) => {
+  const { journal, store } = await open()
+  store.failing = 'sync'
+  journal.append(write(1))
+  await t.rejects(journal.commit(1), { code: 'NO_SPACE' })
+  t.match(journal.failure, { code: 'NO_SPACE' })
+})
+
+void t.test(
+  'after a failure every commit fails until a new segment says what counts',
+  async (t) => {
+    for (const failing of ['append', 'sync'] as const) {
+      const { journal, store, failures } = await open()
+      journal.append(write(1))
+      await journal.commit(1)
+      store.failing = failing
+      journal.append(write(2))
+      const second = journal.commit(2)
+      journal.append(write(3))
+      const third = journal.commit(3)
+      await t.rejects(second, { code: 'NO_SPACE' }, failing)
+      await t.rejects(third, { code: 'NO_SPACE' })
+      await t.rejects(journal.commit(4), { code: 'NO_SPACE' })
+      t.equal(failures.length, 1, 'it is said once')
+      await t.rejects(journal.restart(), { code: 'NO_SPACE' })
+      store.failing = undefined
+      await journal.restart()
+      t.same(await contentOf(store), { 1: [1] }, 'a commit that failed does not come back')
+      journal.append(write(5))
+      await journal.commit(5)
+      t.same(await contentOf(store), { 1: [1], 5: [5] })
+    }
+  },
+)
+
+void t.test('a segment that cannot be made is made later, under the same number', async (t) => {
+  const { journal, store } = await open(new MemorySegments(), 4 * KiB)
+  store.failing = 'create'
+  journal.append(write(1, 2 * KiB))
+  const first = journal.commit(1)
+  await t.rejects(first, { code: 'NO_SPACE' })
+  store.failing = undefined
+  await journal.restart()
+  journal.append(write(2, 2 * KiB))
+  await journal.commit(2)
+  t.same(await contentOf(store), { 2: [2] })
+})
+
+void t.test('segments go when every epoch in them is in the images', async (t) => {
+  const { journal, store } = await open(new MemorySegments(), 16 * KiB)
+  for (let checkpoint = 1; checkpoint <= 20; checkpoint += 1) {
+    journal.append(write(checkpoint, 2 * KiB))
+    await journal.commit(checkpoint)
+  }
+  t.ok(store.files.size > 5)
+  const before = await contentOf(store)
+  t.equal(Object.keys(before).length, 20)
+  journal.flushed(10)
+  await journal.commit(21)
+  const after = await contentOf(store)
+  for (let checkpoint = 11; checkpoint <= 20; checkpoint += 1)
+    t.same(after[checkpoint], [checkpoint], 'what is not flushed is kept')
+  t.notOk(3 in after, 'what is flushed is gone')
+  journal.flushed(21)
+  await journal.commit(22)
+  t.ok(store.files.size <= 2)
+  await journal.retire()
+  await journal.close()
+  t.same(await contentOf(store), {}, 'a retired journal brings nothing back')
+  t.match(await scan(store), { committed: 22, flushed: 22 })
+})
+
+void t.test('an unknown format, and a segment of nobody, are refused', async (t) => {
+  const { store } = await open()
+  await t.rejects(scan(MemorySegments.of([[2, store.files.get(1)!]])), { code: 'IO' })
+  const record = frame('segment', {
+    position: 1,
+    payload: Buffer.from(JSON.stringify({ format: 2 })),
+  })
+  const future = MemorySegments.of([[1, encodeFrame(record)]])
+  await t.rejects(scan(future), { code: 'NOT_SUPPORTED' })
+})
+
+/** A journal with several segments, the checkpoints that were reported, and how many bytes were flushed then. */
+async function written(): Promise<{
+  store: MemorySegments
+  reported: { checkpoint: number; segment: number; bytes: number }[]
+}> {
+  const { journal, store } = await open(new MemorySegments(), 12 * KiB)
+  const reported = []
+  for (let checkpoint = 1; checkpoint <= 8; checkpoint += 1) {
+    if (checkpoint % 4 === 0) {
+      journal.append(write(99))
+      journal.discard()
+    }
+    for (let count = 0; count < checkpoint % 3; count += 1)
+      journal.append(write(10 * checkpoint + count, 1 * KiB))
+    await journal.commit(checkpoint)
+    const segment = Math.max(...store.files.keys())
+    reported.push({ checkpoint, segment, bytes: store.durable.get(segment)! })
+  }
+  journal.append(write(100))
+  await journal.close()
+  return { store, reported }
+}
+
+const wanted = (upTo: number): Record<number, number[]> =>
+  Object.fromEntries(
+    Array.from({ length: upTo }, (_, index) => [
+      index + 1,
+      Array.from({ length: (index + 1) % 3 }, (_, count) => 10 * (index + 1) + count),
+    ]),
+  )
+
+void t.test(
+  'cut at any byte, a journal holds what was reported by then, and nothing torn',
+  async (t) => {
+    const { store, reported } = await written()
+    const numbers = [...store.files.keys()].sort((a, b) => a - b)
+    t.ok(numbers.length > 2)
+    let cuts = 0
+    for (const last of numbers) {
+      const content = store.files.get(last)!
+      const before = numbers.filter((number) => number < last)
+      for (let length = 0; length <= content.length; length += 1) {
+        const cut = MemorySegments.of([
+          ...before.map((number) => [number, store.files.get(number)!] as const),
+          [last, content.subarray(0, length)],
+        ])
+        const least = reported.filter(
+          ({ segment, bytes }) => segment < last || (segment === last && bytes <= length),
+        ).length
+        const found = await contentOf(cut)
+        const count = Object.keys(found).length
+        if (count < least || JSON.stringify(found) !== JSON.stringify(wanted(count)))
+          t.same(found, wanted(least), `segment ${last} cut after ${length} bytes`)
+        cuts += 1
+      }
+    }
+    t.ok(cuts > 8 * KiB)
+  },
+)
+
+void t.test('damaged anywhere, a journal gives a prefix of its epochs or a fault', async (t) => {
+  const { store } = await written()
+  const complete = [...store.files]
+  await fc.assert(
+    fc.asyncProperty(fc.nat(), fc.nat(), fc.integer({ min: 1, max: 255 }), async (a, b, flip) => {
+      const [number, content] = complete[a % complete.length]!
+      const damaged = Buffer.from(content)
+      damaged[b % damaged.length]! ^= flip
+      const copy = MemorySegments.of(complete)
+      copy.files.set(number, damaged)
+      try {
+        const found = await contentOf(copy)
+        t.same(found, wanted(Object.keys(found).length))
+        const isLast = number === Math.max(...copy.files.keys())
+        t.ok(isLast, 'only the end of the last segment may look torn')
+      } catch (error) {
+        if (!(error instanceof Fault)) throw error
+      }
+    }),
+    { numRuns: 500 },
+  )
+})
+
+void t.test('bytes of no journal are refused or hold nothing', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(fc.uint8Array({ maxLength: 200 }), { maxLength: 3 }),
+      async (files) => {
+        const store = MemorySegments.of(
+          files.map((bytes, index) => [index + 1, Buffer.from(bytes)] as const),
+        )
+        try {
+          t.same(await contentOf(store), {})
+        } catch (error) {
+          if (!(error instanceof Fault)) throw error
+        }
+      },
+    ),
+  )
+})

@@ -1,0 +1,61 @@
+/** Segments in memory, which a test may look at, cut, damage and make fail. */
+
+import { Fault } from '../../../core/fault.ts'
+import type { SegmentFile, SegmentStore } from '../../../replication/journal/segments.ts'
+
+export class MemorySegments implements SegmentStore {
+  readonly place = 'memory'
+  readonly files = new Map<number, Buffer>()
+  /** What was flushed of each. */
+  readonly durable = new Map<number, number>()
+  /** Names the request that is to fail, if any. */
+  failing: 'create' | 'append' | 'sync' | undefined
+
+  list(): Promise<number[]> {
+    return Promise.resolve([...this.files.keys()].sort((a, b) => a - b))
+  }
+
+  create(number: number): Promise<SegmentFile> {
+    if (this.failing === 'create') return refuse('create')
+    this.files.set(number, Buffer.alloc(0))
+    this.durable.set(number, 0)
+    return Promise.resolve({
+      append: (chunks) => {
+        const content = this.files.get(number) ?? Buffer.alloc(0)
+        if (this.failing === 'append') return refuse('append')
+        this.files.set(number, Buffer.concat([content, ...chunks]))
+        return Promise.resolve()
+      },
+      sync: () => {
+        if (this.failing === 'sync') return refuse('sync')
+        this.durable.set(number, this.files.get(number)?.length ?? 0)
+        return Promise.resolve()
+      },
+      close: () => Promise.resolve(),
+    })
+  }
+
+  read(number: number, at: number, into: Buffer): Promise<number> {
+    return Promise.resolve((this.files.get(number) ?? Buffer.alloc(0)).copy(into, 0, at))
+  }
+
+  remove(number: number): Promise<void> {
+    this.files.delete(number)
+    return Promise.resolve()
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve()
+  }
+
+  /** The same segments with other content. */
+  static of(files: Iterable<readonly [number, Buffer]>): MemorySegments {
+    const store = new MemorySegments()
+    for (const [number, content] of files) store.files.set(number, content)
+    return store
+  }
+}
+
+function refuse(what: string): Promise<never> {
+  return Promise.reject(new Fault('NO_SPACE', `no space to ${what}`))
+}

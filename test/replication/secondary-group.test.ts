@@ -1,0 +1,267 @@
+/** What a secondary's group does when its disks, its memory or its operator are in the way. */
+
+import t from 'tap'
+
+import type { BlockDevice } from '../../core/block-device.ts'
+import { Fault } from '../../core/fault.ts'
+import { SILENT } from '../../core/logger.ts'
+import { KiB, MiB } from '../../core/units.ts'
+import type { Link, LinkHandlers } from '../../replication/environment.ts'
+import type { GroupEvent } from '../../replication/group.ts'
+import { frame, type Frame } from '../../replication/machine/frame.ts'
+import type { Hello } from '../../replication/machine/handshake.ts'
+import { NODE_TIMERS } from '../../replication/node-timers.ts'
+import { SecondaryGroup } from '../../replication/secondary-group.ts'
+import { MemoryDevice } from '../nbd/memory-device.ts'
+import { MemorySegments } from './journal/memory-segments.ts'
+
+const SIZE = 64 * MiB
+
+/** The secondary's end of a link; the test is the primary. */
+class FakeLink implements Link {
+  readonly peer = 'primary'
+  closed = false
+  readonly sent: Frame[] = []
+  #waiting: { type: string; resolve: (frame: Frame) => void }[] = []
+
+  send(outgoing: Frame): void {
+    this.sent.push(outgoing)
+    const waiting = this.#waiting.filter(({ type }) => type === outgoing.type)
+    this.#waiting = this.#waiting.filter(({ type }) => type !== outgoing.type)
+    for (const { resolve } of waiting) resolve(outgoing)
+  }
+
+  sendData(outgoing: Frame, handed: () => void): void {
+    this.send(outgoing)
+    handed()
+  }
+
+  next(type: string): Promise<Frame> {
+    return new Promise((resolve) => this.#waiting.push({ type, resolve }))
+  }
+
+  pause(): void {}
+  resume(): void {}
+  close(): void {
+    this.closed = true
+  }
+}
+
+interface Started {
+  readonly group: SecondaryGroup
+  readonly images: readonly MemoryDevice[]
+  readonly disks: readonly BlockDevice[]
+  readonly events: GroupEvent[]
+  readonly link: FakeLink
+  readonly handlers: LinkHandlers
+}
+
+interface Options {
+  readonly durability?: 'journal' | 'memory'
+  readonly memory?: number
+  readonly store?: MemorySegments
+  readonly names?: readonly string[]
+}
+
+async function start(options: Options = {}): Promise<Started> {
+  const { durability = 'memory', memory = 64 * MiB, store = new MemorySegments() } = options
+  const names = options.names ?? ['a']
+  const events: GroupEvent[] = []
+  const group = new SecondaryGroup(
+    {
+      ...{ group: 'vm', mode: 'colo', host: 'nowhere', port: 1, memory, durability },
+      ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000, journal: 1 << 30 },
+    },
+    {
+      logger: SILENT,
+      incarnation: 's1',
+      timers: NODE_TIMERS,
+      nowMs: () => performance.now(),
+      onEvent: (event) => events.push(event),
+      openSegments: () => Promise.resolve(store),
+    },
+  )
+  const images = names.map(() => new MemoryDevice(SIZE))
+  const disks = images.map((image, index) => group.attach(names[index]!, image))
+  await group.start()
+  const link = new FakeLink()
+  const handlers = group.take(link, hello(names))
+  return { group, images, disks, events, link, handlers }
+}
+
+function hello(names: readonly string[]): Hello {
+  return {
+    protocol: { min: 1, max: 1 },
+    ...{ group: 'vm', mode: 'colo', role: 'primary', incarnation: 'p1', partner: null },
+    ...{ checkpoint: 0, announced: 0, term: 1, capacity: 0, durable: false },
+    disks: names.map((name) => ({ name, size: SIZE })),
+  }
+}
+
+const data = (disk: number, position: number, value: number): Frame =>
+  frame('write', { disk, position, payload: Buffer.alloc(64 * KiB, value) })
+
+async function checkpoint({ handlers, link }: Started, number: number): Promise<void> {
+  const done = link.next('done')
+  handlers.frame(frame('checkpoint', { position: number }))
+  await done
+}
+
+const noSpace = (): Fault => new Fault('NO_SPACE', 'the image is full')
+
+void t.test('a stop that loses committed data fails; with a journal nothing is lost', async (t) => {
+  for (const durability of ['memory', 'journal'] as const) {
+    const store = new MemorySegments()
+    const started = await start({ durability, store })
+    const { images, disks, handlers } = started
+    images[0]!.failure = noSpace()
+    handlers.frame(data(0, 0, 7))
+    await checkpoint(started, 1)
+    if (durability === 'memory') {
+      await t.rejects(disks[0]!.close(), {
+        message: /65536 committed bytes did not reach the image: .*full: a /,
+      })
+      continue
+    }
+    await disks[0]!.close()
+    const again = await start({ durability, store })
+    t.equal(again.group.status().checkpoint, 1)
+    const back = Buffer.alloc(64 * KiB)
+    await again.disks[0]!.read(back, 0)
+    t.equal(back[0], 7, 'the next process has it')
+    await again.disks[0]!.close()
+    t.equal(again.images[0]!.bytes[0], 7, 'and its image after a stop')
+  }
+})
+
+void t.test('a disk that fails takes no other disk with it', async (t) => {
+  const started = await start({ names: ['a', 'b'] })
+  const { images, disks, handlers } = started
+  images[1]!.failure = noSpace()
+  images[0]!.mode = 'held'
+  handlers.frame(data(0, 0, 1))
+  handlers.frame(data(1, 0, 2))
+  await checkpoint(started, 1)
+  await images[0]!.whenHeld(1)
+  const closing = disks[0]!.close()
+  images[0]!.mode = 'async'
+  images[0]!.release()
+  await t.rejects(closing, { message: /did not reach the image.*: b/ })
+  t.equal(images[0]!.bytes[0], 1, 'the healthy disk has its checkpoint')
+})
+
+void t.test(
+  'an error goes when what was wrong works again, and is said again when it comes back',
+  async (t) => {
+    const started = await start()
+    const { group, images, disks, events, handlers } = started
+    const errors = (): number => events.filter(({ event }) => event === 'REPLICATION_ERROR').length
+    for (const round of [1, 2]) {
+      images[0]!.failure = noSpace()
+      handlers.frame(data(0, 0, round))
+      await checkpoint(started, round)
+      while (group.status().error === null) await new Promise(setImmediate)
+      t.equal(errors(), round)
+      t.match(group.status().error, /disk "a" cannot take a committed checkpoint yet.*full/)
+      images[0]!.failure = undefined
+      while (group.status().error !== null) await new Promise(setImmediate)
+    }
+    await disks[0]!.close()
+  },
+)
+
+void t.test(
+  'the guest of a secondary leaves room for the primary, and waits no longer than its server lives',
+  async (t) => {
+    const started = await start({ memory: 8 * MiB })
+    const { group, disks, handlers } = started
+    const [disk] = disks
+    const megabyte = Buffer.alloc(1 * MiB, 9)
+    const waiting: Promise<void>[] = []
+    for (let at = 0; at < 8; at += 1) {
+      const result = disk!.write(megabyte, at * MiB, 0)
+      if (result instanceof Promise) waiting.push(result)
+    }
+    t.ok(waiting.length > 0 && waiting.length < 8, `${waiting.length} of 8 writes wait`)
+    for (let at = 0; at < 32; at += 1) handlers.frame(data(0, at * 64 * KiB, 1))
+    await checkpoint(started, 1)
+    await waiting[0]
+    t.pass('a checkpoint makes room for the guest')
+    await t.rejects(async () => disk!.write(Buffer.alloc(8 * MiB), 0, 0), { code: 'NO_MEMORY' })
+    const late: Promise<void>[] = []
+    for (let at = 0; at < 16; at += 1) {
+      const result = disk!.write(megabyte, at * MiB, 0)
+      if (result instanceof Promise) late.push(result)
+    }
+    t.ok(late.length > 0)
+    group.stop()
+    for (const each of [...waiting, ...late]) {
+      const outcome = await each.then(
+        () => 'done',
+        (fault: unknown) => (fault as Fault).code,
+      )
+      t.ok(outcome === 'done' || outcome === 'SHUTDOWN', outcome)
+    }
+    await t.rejects(group.promote(true), { code: 'SHUTDOWN' })
+    await disk!.close()
+  },
+)
+
+void t.test(
+  'a journal that fails ends protection until it works again, and loses no checkpoint',
+  async (t) => {
+    const store = new MemorySegments()
+    const started = await start({ durability: 'journal', store })
+    const { group, link, handlers } = started
+    handlers.frame(data(0, 0, 1))
+    await checkpoint(started, 1)
+    store.failing = 'sync'
+    handlers.frame(data(0, 0, 2))
+    const refusal = link.next('refuse')
+    handlers.frame(frame('checkpoint', { position: 2 }))
+    t.match((await refusal).payload.toString(), /"unready".*no space to sync/)
+    t.match(group.status(), { checkpoint: 1, protection: 'unprotected', error: /no space to sync/ })
+    const again = { ...hello(['a']), partner: 's1', announced: 2 }
+    const refused = new FakeLink()
+    group.take(refused, again)
+    t.match(refused.sent[0], { type: 'refuse' }, 'not before it works')
+    store.failing = undefined
+    let taken = new FakeLink()
+    let takenHandlers = group.take(taken, again)
+    while (taken.sent[0]?.type !== 'hello') {
+      await new Promise(setImmediate)
+      taken = new FakeLink()
+      takenHandlers = group.take(taken, again)
+    }
+    takenHandlers.frame(data(0, 0, 3))
+    await checkpoint({ ...started, link: taken, handlers: takenHandlers }, 3)
+    t.match(group.status(), { checkpoint: 3, protection: 'protected', durable: true, error: null })
+    await started.disks[0]!.close()
+  },
+)
+
+void t.test(
+  'a flush of the promoted disk is done when no recovery can undo what it made last',
+  async (t) => {
+    const store = new MemorySegments()
+    const started = await start({ durability: 'journal', store })
+    const { group, disks, images, handlers } = started
+    images[0]!.mode = 'held'
+    handlers.frame(data(0, 0, 1))
+    await checkpoint(started, 1)
+    await images[0]!.whenHeld(1)
+    await group.promote(true)
+    images[0]!.mode = 'async'
+    const written = disks[0]!.write(Buffer.alloc(4 * KiB, 2), 0, 0)
+    images[0]!.release()
+    await written
+    await disks[0]!.flush()
+    // The power fails here: the image has what was flushed, and the journal what it has.
+    const again = await start({ durability: 'journal', store })
+    const back = Buffer.alloc(4 * KiB)
+    images[0]!.bytes.copy(again.images[0]!.bytes)
+    await again.disks[0]!.read(back, 0)
+    t.equal(again.group.status().role, 'active')
+    t.equal(back[0], 2)
+  },
+)

@@ -1,0 +1,146 @@
+/**
+ * The disk on which a simulated secondary keeps its journal. It outlives processes; what was not flushed when one
+ * crashes may be there, or not, or in part, and so may the file itself.
+ */
+
+import { Fault } from '../../core/fault.ts'
+import type { SegmentFile, SegmentStore } from '../../replication/journal/segments.ts'
+import type { Random } from './random.ts'
+import type { Life, Scheduler } from './scheduler.ts'
+
+/** Shares of requests that fail, and the longest that one takes. */
+export interface JournalConduct {
+  failures: number
+  slowestMs: number
+}
+
+interface File {
+  /** Flushed. */
+  durable: Buffer
+  /** Appended and not flushed, oldest first. */
+  cached: Buffer[]
+  /** Whether its name is flushed. */
+  named: boolean
+}
+
+interface World {
+  readonly scheduler: Scheduler
+  readonly random: Random
+}
+
+export class JournalDisk {
+  readonly files = new Map<number, File>()
+  readonly conduct: JournalConduct = { failures: 0, slowestMs: 1 }
+  /** Whether any request was ever made to fail. */
+  hasFailed = false
+  readonly #world: World
+
+  constructor(world: World) {
+    this.#world = world
+  }
+
+  /** The disk as a process of this life sees it. */
+  open(life: Life): SegmentStore {
+    const perform = <T>(what: string, done: () => T): Promise<T> => this.#perform(life, what, done)
+    return {
+      place: 'virtual journal',
+      list: () => perform('list', () => [...this.files.keys()].sort((a, b) => a - b)),
+      create: (number) =>
+        perform('create', () => {
+          const file: File = { durable: Buffer.alloc(0), cached: [], named: false }
+          this.files.set(number, file)
+          return this.#file(file, life)
+        }),
+      read: (number, at, into) =>
+        perform('read', () => {
+          const file = this.files.get(number)
+          if (file === undefined) throw new Fault('NOT_FOUND', 'no such segment')
+          return Buffer.concat([file.durable, ...file.cached]).copy(into, 0, at)
+        }),
+      remove: (number) =>
+        perform('remove', () => {
+          this.files.delete(number)
+        }),
+      close: () => Promise.resolve(),
+    }
+  }
+
+  /** The process is gone, and the power with it. */
+  crash(): void {
+    const { random } = this.#world
+    for (const [number, file] of [...this.files]) {
+      if (!file.named && random.chance(0.3)) {
+        this.files.delete(number)
+        continue
+      }
+      file.named = true
+      const kept = file.cached.map((chunk) => this.#remnantOf(chunk))
+      while (kept.length > 0 && random.chance(0.3)) kept.pop()
+      file.durable = Buffer.concat([file.durable, ...kept])
+      file.cached = []
+    }
+  }
+
+  /** What a crash leaves of bytes that were not flushed; blocks that were not written read as zeroes. */
+  #remnantOf(chunk: Buffer): Buffer {
+    const { random } = this.#world
+    const remnant = Buffer.from(chunk)
+    if (random.chance(0.4)) return remnant
+    const block = random.pick([1, 64, 512, 4096])
+    for (let at = 0; at < remnant.length; at += block)
+      if (random.chance(0.3)) remnant.fill(0, at, Math.min(at + block, remnant.length))
+    return random.chance(0.5) ? remnant : remnant.subarray(0, random.whole(0, remnant.length))
+  }
+
+  #file(file: File, life: Life): SegmentFile {
+    return {
+      append: (chunks) => {
+        // The buffers are used again as soon as this resolves, and a crash may come before.
+        const bytes = Buffer.concat(chunks)
+        file.cached.push(bytes)
+        return this.#perform(
+          life,
+          'append',
+          () => undefined,
+          () => {
+            // A write that failed may have reached the disk in part.
+            file.cached.splice(file.cached.indexOf(bytes), 1, this.#remnantOf(bytes))
+          },
+        )
+      },
+      sync: () => {
+        const count = file.cached.length
+        return this.#perform(life, 'sync', () => {
+          file.durable = Buffer.concat([file.durable, ...file.cached.splice(0, count)])
+          file.named = true
+        })
+      },
+      close: () => Promise.resolve(),
+    }
+  }
+
+  #perform<T>(
+    life: Life,
+    what: string,
+    done: () => T,
+    failed: () => void = () => undefined,
+  ): Promise<T> {
+    const { scheduler, random } = this.#world
+    const fails = what !== 'read' && what !== 'list' && random.chance(this.conduct.failures)
+    return new Promise((resolve, reject) => {
+      scheduler.after(random.delay(0, this.conduct.slowestMs), life, `journal ${what}`, () => {
+        if (fails) {
+          this.hasFailed = true
+          failed()
+          reject(new Fault('IO', `injected failure of journal ${what}`))
+          return
+        }
+        try {
+          resolve(done())
+        } catch (error) {
+          reject(error instanceof Error ? error : new Error(String(error)))
+        }
+      })
+    })
+  }
+}

@@ -1,0 +1,180 @@
+/** A guest that writes two disks of a pair without pause, and the judge of what is found after a crash. */
+
+import { readFile } from 'node:fs/promises'
+import { NbdClient } from '../../nbd/client.ts'
+import { BlockHistory, type Bounds } from './block-history.ts'
+import { below, seededRandom, type Random } from './random.ts'
+import { groupState, type ReplicaHost } from './replica-pair.ts'
+
+const BLOCK = 4096
+const BLOCKS = 512
+const LANES = 8
+
+/** The names and sizes, in bytes, of the disks that the guest writes. */
+export const DISKS: Readonly<Record<string, number>> = {
+  root: BLOCKS * BLOCK,
+  data: BLOCKS * BLOCK,
+}
+
+/** What each checkpoint may hold, by its number and the disk. */
+export type Checkpoints = Map<number, readonly Bounds[]>
+
+/** One disk of the primary with its writers. */
+export class Workload {
+  readonly history = new BlockHistory(BLOCKS, BLOCK)
+  readonly #client: NbdClient
+  readonly #random: Random
+  #writes = 0
+  #stopped = false
+  #gate: Promise<void> | undefined
+  #onWrite: (writes: number) => void
+
+  constructor(client: NbdClient, random: Random, onWrite: (writes: number) => void) {
+    this.#client = client
+    this.#random = random
+    this.#onWrite = onWrite
+  }
+
+  /** Writes until the disk is gone. */
+  async run(): Promise<void> {
+    await Promise.all(Array.from({ length: LANES }, () => this.#lane()))
+  }
+
+  /** Lets no new write begin until `done` resolves: a paused guest. */
+  pause(done: Promise<void>): void {
+    this.#gate = done
+  }
+
+  abandon(): void {
+    this.#client.abandon()
+  }
+
+  /** Begins no more writes; run() ends when those under way have. */
+  stop(): void {
+    this.#stopped = true
+  }
+
+  async #lane(): Promise<void> {
+    while (!this.#stopped) {
+      await this.#gate
+      const block = this.#idleBlock()
+      try {
+        await this.#write(block)
+      } catch {
+        return
+      }
+      this.history.acknowledge(block)
+      this.#writes += 1
+      this.#onWrite(this.#writes)
+    }
+  }
+
+  #idleBlock(): number {
+    for (;;) {
+      const block = below(this.#random, BLOCKS)
+      if (this.history.idle(block)) return block
+    }
+  }
+
+  #write(block: number): Promise<void> {
+    const kind = this.#random()
+    const content = this.history.issue(block, kind < 0.15)
+    if (content !== undefined) return this.#client.write(content, block * BLOCK)
+    if (kind < 0.08) return this.#client.zero(block * BLOCK, BLOCK)
+    return this.#client.trim(block * BLOCK, BLOCK)
+  }
+}
+
+async function attach(host: ReplicaHost, name: string): Promise<NbdClient> {
+  return NbdClient.connect({
+    address: { kind: 'unix', path: host.server.socket },
+    exportName: name,
+  })
+}
+
+/** Begins to write every disk of the primary; `onWrite` is told the count of each disk's writes. */
+export async function startWorkloads(
+  primary: ReplicaHost,
+  random: Random,
+  onWrite: (writes: number) => void,
+): Promise<{ workloads: Workload[]; ended: Promise<void> }> {
+  const workloads: Workload[] = []
+  for (const name of Object.keys(DISKS)) {
+    const client = await attach(primary, name)
+    workloads.push(new Workload(client, seededRandom(below(random, 2 ** 32)), onWrite))
+  }
+  const ended = Promise.all(workloads.map((workload) => workload.run())).then(() => undefined)
+  return { workloads, ended }
+}
+
+/**
+ * Takes checkpoints until one is not confirmed.
+ * @returns what each checkpoint may hold, by number, the one under way at the end included
+ */
+export async function takeCheckpoints(
+  primary: ReplicaHost,
+  workloads: readonly Workload[],
+  pauses: boolean,
+): Promise<Checkpoints> {
+  const empty = workloads.map(({ history }) => ({
+    acknowledged: history.acknowledged(),
+    issued: new Uint32Array(history.blocks),
+  }))
+  for (const { acknowledged } of empty) acknowledged.fill(0)
+  const checkpoints: Checkpoints = new Map([[0, empty]])
+  for (let number = 1; ; number += 1) {
+    let resume: () => void = () => undefined
+    if (pauses) {
+      const gate = new Promise<void>((resolve) => (resume = resolve))
+      for (const workload of workloads) workload.pause(gate)
+    }
+    const acknowledged = workloads.map(({ history }) => history.acknowledged())
+    let confirmed = 0
+    try {
+      const result = (await primary.qmp.execute('replication-checkpoint')) as { checkpoint: number }
+      confirmed = result.checkpoint
+    } catch {
+      confirmed = 0
+    }
+    const bounds = workloads.map(({ history }, index) => ({
+      acknowledged: acknowledged[index]!,
+      issued: history.issued(),
+    }))
+    resume()
+    checkpoints.set(confirmed === 0 ? number : confirmed, bounds)
+    if (confirmed === 0) return checkpoints
+    if (confirmed !== number)
+      throw new Error(`checkpoint ${confirmed} was confirmed, ${number} was expected`)
+  }
+}
+
+/** @returns what is wrong with the promoted secondary */
+export async function judge(
+  secondary: ReplicaHost,
+  checkpoints: Checkpoints,
+  workloads: readonly Workload[],
+): Promise<string | undefined> {
+  const { checkpoint, role } = await groupState(secondary.qmp)
+  const last = Math.max(...checkpoints.keys())
+  if (role !== 'active') return `the promoted secondary is ${role}`
+  if (checkpoint !== last && checkpoint !== last - 1)
+    return `at checkpoint ${checkpoint}, though ${last - 1} was confirmed`
+  const bounds = checkpoints.get(checkpoint)!
+  const served: Buffer[] = []
+  for (const [index, name] of Object.keys(DISKS).entries()) {
+    const client = await attach(secondary, name)
+    const disk = Buffer.alloc(BLOCKS * BLOCK)
+    await client.read(disk, 0)
+    await client.disconnect()
+    const violation = workloads[index]!.history.violation(disk, bounds[index]!)
+    if (violation !== undefined) return `disk ${name}, checkpoint ${checkpoint}: ${violation}`
+    served.push(disk)
+  }
+  const exit = await secondary.server.stop()
+  if (exit.code !== 0) return `the promoted secondary ended with ${String(exit.code)}`
+  for (const [index, name] of Object.keys(DISKS).entries()) {
+    const image = await readFile(secondary.images[name]!)
+    if (!image.equals(served[index]!)) return `the image of ${name} is not what was served`
+  }
+  return undefined
+}
