@@ -7,31 +7,25 @@
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
-import { asFault, Fault } from '../core/fault.ts'
-import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import { Fault } from '../core/fault.ts'
+import type { MaybePromise } from '../core/maybe-promise.ts'
 import { DiskLayers } from '../ramdisk/disk-layers.ts'
 import { PageMemory } from '../ramdisk/page-memory.ts'
 import { every, type GroupEnvironment, type Link, type LinkHandlers } from './environment.ts'
+import { EpochKeeper } from './epoch-keeper.ts'
 import type { CheckpointResult, GroupStatus, ReplicationGroup } from './group.ts'
+import { Intake } from './intake.ts'
 import { MEMORY_LOG, type EpochLog } from './journal/epoch-log.ts'
-import { MOST_BACKLOG } from './journal/journal.ts'
 import { recoverJournal } from './journal/recover-group.ts'
-import type { ReplicaState } from './journal/records.ts'
 import type { LinkTaker } from './listener.ts'
 import { PUNCH, type Frame } from './machine/frame.ts'
 import type { Hello } from './machine/handshake.ts'
-import {
-  SecondaryMachine,
-  type SecondaryEffect,
-  type SecondaryInput,
-  type SecondarySettings,
-} from './machine/secondary.ts'
+import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './machine/secondary-io.ts'
+import { SecondaryMachine } from './machine/secondary.ts'
 import { Requests } from './requests.ts'
 import { SecondaryDisk } from './secondary-disk.ts'
 import { CHECKPOINT_TIMEOUT_MS, type GroupSettings } from './settings.ts'
-
-/** How long an active copy waits before it tries again to write its journal. */
-const RETRY_MS = 1000
+import { Troubles } from './troubles.ts'
 
 /** The part of the memory that data may fill; the rest is for the index over it. */
 const DATA_SHARE = 0.85
@@ -48,20 +42,11 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
   readonly #promotions = new Requests<GroupStatus>()
   readonly #links = new Map<number, Link>()
   #machine: SecondaryMachine
-  #log: EpochLog = MEMORY_LOG
-  #restarting = false
-  /** Commits that the log has been asked for and has not answered. */
-  readonly #committing = new Set<Promise<void>>()
-  /** Whether data was received since the last marker or discard. */
-  #received = false
-  /** Whether no recovery can bring back what is older than the active guest's writes. */
-  #retired: MaybePromise<void> | 'not yet' = undefined
+  #log: EpochKeeper
+  readonly #intake: Intake
+  readonly #troubles: Troubles
   #nextLink = 1
   #stopTicking: (() => void) | undefined
-  /** Frames that wait for memory, with payloads of their own, since the link reuses its own. */
-  #held: { link: number; frames: Frame[] } | undefined
-  /** What is wrong now, by what it concerns; each goes when that works again. */
-  readonly #errors = new Map<string, string>()
   /** Ends the draining of a disk that cannot be drained. */
   readonly #giveUp = new Map<SecondaryDisk, (error: string) => void>()
   #stopping = false
@@ -72,6 +57,15 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     this.#settings = settings
     this.#environment = environment
     this.memory = new PageMemory(settings.memory)
+    this.#troubles = new Troubles(settings.group, environment)
+    this.#log = this.#keeper(MEMORY_LOG)
+    this.#intake = new Intake({
+      hasRoom: (bytes) => this.#hasRoom(bytes),
+      awaitRoom: (wake) => this.#awaitRoom(wake),
+      handle: (link, frame) => this.#handle(link, frame),
+      overflow: () => this.#step({ type: 'overflow', localBytes: this.localBytes }),
+      linkOf: (number) => this.#links.get(number),
+    })
     this.#machine = this.#newMachine()
   }
 
@@ -112,7 +106,7 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       onError: (fault) => {
         const error = `disk "${name}" cannot take a committed checkpoint yet: ${fault.message}`
         this.#giveUp.get(disk)?.(error)
-        this.#report(`disk ${name}`, error)
+        this.#troubles.report(`disk ${name}`, error)
       },
     })
     const disk = new SecondaryDisk(name, below, layers, this)
@@ -137,9 +131,9 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       memory: this.memory,
       environment: this.#environment,
       limit: this.#settings.journal,
-      onFailure: (fault) => this.#logFailed(fault),
+      onFailure: (fault) => this.#log.failed(fault),
     })
-    this.#log = journal
+    this.#log = this.#keeper(journal)
     this.#trim()
     this.#machine = this.#newMachine({ ...state, committed }, journal.replica)
     if (!this.active) return
@@ -147,7 +141,7 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       { group: this.name, term: state.term, checkpoint: committed },
       'this side was promoted before it was restarted: it is the active copy, whatever its configured role',
     )
-    this.#activate()
+    this.#log.activate()
   }
 
   status(): GroupStatus {
@@ -170,7 +164,7 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       })),
       ramdiskBytes: this.memory.bytesInUse,
       journalBytes: this.#log.bytes,
-      error: [...this.#errors.values()][0] ?? null,
+      error: this.#troubles.first,
     }
   }
 
@@ -210,7 +204,7 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     })
     if (link.closed) this.#links.delete(number)
     return {
-      frame: (frame) => this.#receive(number, frame),
+      frame: (frame) => this.#intake.receive(number, frame),
       closed: (reason) => {
         this.#links.delete(number)
         this.#step({ type: 'link-down', link: number, reason })
@@ -228,41 +222,17 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
   async #close(): Promise<void> {
     this.#stopTicking?.()
     for (const link of this.#links.values()) link.close('the secondary is shutting down')
-    await Promise.allSettled(this.#committing)
+    await this.#log.quiet()
     const lost = await Promise.all(this.#disks.map((disk) => this.#drain(disk)))
+    const drained = this.#disks.every(({ layers }) => !layers.isBusy)
     for (const { layers } of this.#disks) await layers.close()
-    await this.#log.close()
-    const [first] = lost.filter((fault) => fault !== undefined)
+    await this.#log.close(drained)
+    const first = lost.find((fault) => fault !== undefined)
     if (first !== undefined) throw first
   }
 
-  /**
-   * Resolves when an active copy's writes survive a crash once the image has them: until what is older is in the
-   * images of all disks, the journal would bring it back over them. It is told so until it has understood.
-   * @throws Fault SHUTDOWN when the group is closed before
-   */
   settled(): MaybePromise<void> {
-    if (this.#retired !== 'not yet') return this.#retired
-    this.#retired = this.#retire()
-    return this.#retired
-  }
-
-  async #retire(): Promise<void> {
-    for (const { layers } of this.#disks) await layers.idle()
-    for (;;) {
-      try {
-        await this.#log.retire()
-        this.#retired = undefined
-        return
-      } catch (error) {
-        const fault = asFault(error, 'IO', 'the journal cannot be written')
-        if (this.#closing !== undefined) throw fault
-        this.#report('journal', fault.message)
-        await new Promise<void>((resolve) => {
-          this.#environment.timers.after(RETRY_MS, resolve)
-        })
-      }
-    }
+    return this.#log.settled()
   }
 
   /**
@@ -282,6 +252,17 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     return new Fault('IO', `${what}: ${error}`, {
       where: name,
       remedy: 'this image is not a checkpoint: copy it anew from the primary',
+    })
+  }
+
+  #keeper(log: EpochLog): EpochKeeper {
+    const { timers } = this.#environment
+    return new EpochKeeper(log, this.#settings.journal, {
+      timers,
+      troubles: this.#troubles,
+      layers: () => this.#disks.map(({ layers }) => layers),
+      nowMs: () => this.#environment.nowMs(),
+      step: (input) => this.#step(input),
     })
   }
 
@@ -307,17 +288,10 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
   #tick(): void {
     const nowMs = this.#environment.nowMs()
     // A link that is not read for want of memory cannot show signs of life.
-    if (this.#held !== undefined) this.#step({ type: 'heartbeat', link: this.#held.link, nowMs })
+    const { heldLink } = this.#intake
+    if (heldLink !== undefined) this.#step({ type: 'heartbeat', link: heldLink, nowMs })
     this.#step({ type: 'tick', nowMs })
     this.#step({ type: 'held', bytes: this.memory.bytesInUse })
-  }
-
-  #receive(link: number, frame: Frame): void {
-    if (this.#held?.link === link) {
-      this.#held.frames.push({ ...frame, payload: Buffer.from(frame.payload) })
-      return
-    }
-    this.#handle(link, frame)
   }
 
   #handle(link: number, frame: Frame): void {
@@ -346,70 +320,40 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     }
   }
 
+  /** @throws Fault to end the link */
   #store(link: number, frame: Frame): void {
-    if (!this.#hasRoom(frame.payload.length)) return this.#waitForRoom(link, frame)
     const disk = this.#machine.diskOf(link, frame)
     if (typeof disk === 'string') throw new Fault('PROTOCOL', disk)
     const layers = this.#disks[disk]?.layers
     if (frame.type === 'write') layers?.receiveWrite(frame.payload, frame.position)
     else layers?.receiveZero(frame.position, frame.extent, (frame.flags & PUNCH) !== 0)
-    this.#received = true
     this.#log.append({ ...frame, disk })
   }
 
   #hasRoom(bytes: number): boolean {
-    return (
-      this.memory.canHold(bytes) &&
-      this.#log.backlog < MOST_BACKLOG &&
-      this.#log.bytes < this.#settings.journal
-    )
+    return this.memory.canHold(bytes) && this.#log.hasRoom
   }
 
   /** Committed epochs give room back once they are in the images; if there are none, waiting would be for ever. */
-  #waitForRoom(link: number, frame: Frame): void {
-    const isWriting = this.#log.backlog > 0
-    if (!isWriting && !this.#disks.some(({ layers }) => layers.isBusy))
-      return this.#step({ type: 'overflow', localBytes: this.localBytes })
-    this.#held = { link, frames: [{ ...frame, payload: Buffer.from(frame.payload) }] }
-    this.#links.get(link)?.pause()
-    if (isWriting) this.#log.whenDrained(() => this.#retryHeld())
-    else this.memory.whenReleased(() => this.#retryHeld())
+  #awaitRoom(wake: () => void): boolean {
+    if (this.#log.awaitWritten(wake)) return true
+    if (!this.#disks.some(({ layers }) => layers.isBusy)) return false
+    this.memory.whenReleased(wake)
+    return true
   }
 
   #flushed(disk: SecondaryDisk, checkpoint: number): void {
     const { logger } = this.#environment
     logger.debug({ group: this.name, disk: disk.name, checkpoint }, 'checkpoint is in the image')
     disk.flushed = checkpoint
-    this.#errors.delete(`disk ${disk.name}`)
+    this.#troubles.over(`disk ${disk.name}`)
     this.#trim()
     // An epoch of zeroes alone has no memory to give back, but room in the journal.
-    this.#retryHeld()
+    this.#intake.retry()
   }
 
   #trim(): void {
     this.#log.flushed(Math.min(...this.#disks.map(({ flushed }) => flushed)))
-  }
-
-  #logFailed(fault: Fault): void {
-    for (const { layers } of this.#disks) layers.discardCut()
-    this.#report('journal', fault.message)
-    this.#step({ type: 'log-failed', reason: fault.message })
-  }
-
-  #retryHeld(): void {
-    const held = this.#held
-    if (held === undefined) return
-    this.#held = undefined
-    const link = this.#links.get(held.link)
-    if (link === undefined) return
-    link.resume()
-    // Whoever gave the memory back has nothing to do with what comes of these frames: faults end the link here.
-    try {
-      for (const frame of held.frames) if (!link.closed) this.#receive(held.link, frame)
-    } catch (error) {
-      if (!(error instanceof Fault)) throw error
-      link.close(error.message)
-    }
   }
 
   #step(input: SecondaryInput): void {
@@ -423,17 +367,18 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       case 'close-link':
         return this.#links.get(effect.link)?.close(effect.reason)
       case 'discard':
-        return this.#discard()
+        this.#intake.discard()
+        return this.#log.discard()
       case 'commit':
-        return this.#commit(effect.checkpoint)
+        return this.#log.commit(effect.checkpoint)
       case 'note':
         return this.#log.note(effect.state)
       case 'remember':
-        return this.#remember(effect.state)
+        return this.#log.remember(effect.state)
       case 'restart-log':
-        return this.#restartLog()
+        return this.#log.restart()
       case 'activate':
-        return this.#activate()
+        return this.#log.activate()
       case 'promoted':
         return this.#promotions.resolve(effect.request, this.status())
       case 'promote-refused':
@@ -451,76 +396,5 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       case 'event':
         return this.#environment.onEvent(effect.event)
     }
-  }
-
-  /** All disks at once, in one turn of the event loop: nobody sees one sealed and another not. */
-  #commit(checkpoint: number): void {
-    const startedMs = this.#environment.nowMs()
-    for (const { layers } of this.#disks) layers.cut()
-    this.#received = false
-    const committed = (): void => {
-      for (const { layers } of this.#disks) layers.seal(checkpoint)
-      const commitUs = Math.round((this.#environment.nowMs() - startedMs) * 1000)
-      this.#errors.delete('journal')
-      this.#step({ type: 'committed', checkpoint, commitUs })
-    }
-    const committing = this.#log.commit(checkpoint)
-    if (!isPromise(committing)) return committed()
-    const ended = committing.then(committed, (error: unknown) => {
-      // The log says that it has failed by itself, once for all commits.
-      if (!(error instanceof Fault)) throw error
-    })
-    this.#committing.add(ended)
-    void ended.finally(() => this.#committing.delete(ended))
-  }
-
-  #discard(): void {
-    this.#held = undefined
-    for (const { layers } of this.#disks) layers.discardPending()
-    if (this.#received) this.#log.discard()
-    this.#received = false
-  }
-
-  #remember(state: ReplicaState): void {
-    const done = (): void => this.#step({ type: 'remembered' })
-    const remembering = this.#log.persist(state)
-    if (!isPromise(remembering)) return done()
-    void remembering.then(done, (error: unknown) => {
-      const { message } = asFault(error, 'IO', 'the promotion cannot be recorded')
-      this.#step({ type: 'remember-failed', reason: message })
-    })
-  }
-
-  #restartLog(): void {
-    if (this.#restarting) return
-    this.#restarting = true
-    void this.#log.restart().then(
-      () => {
-        this.#restarting = false
-        this.#step({ type: 'log-restarted' })
-      },
-      (error: unknown) => {
-        this.#restarting = false
-        const { message } = asFault(error, 'IO', 'the journal cannot be begun again')
-        this.#step({ type: 'log-failed', reason: message })
-      },
-    )
-  }
-
-  #activate(): void {
-    for (const { layers } of this.#disks) layers.activate()
-    if (!this.#log.durable) return
-    this.#retired = 'not yet'
-    void Promise.resolve(this.settled()).catch((error: unknown) => {
-      if (!(error instanceof Fault)) throw error
-    })
-  }
-
-  /** Says what is wrong with `what`, once for as long as it is. */
-  #report(what: string, error: string): void {
-    if (error === this.#errors.get(what)) return
-    this.#errors.set(what, error)
-    this.#environment.logger.error({ group: this.name, error }, 'replication error')
-    this.#environment.onEvent({ event: 'REPLICATION_ERROR', data: { group: this.name, error } })
   }
 }

@@ -191,7 +191,7 @@ export class Journal implements EpochLog {
   }
 
   async retire(): Promise<void> {
-    this.#flushed = this.#queuedCommit
+    this.#flushed = this.#failed === undefined ? this.#queuedCommit : this.#committed
     if (this.#failed !== undefined) return this.restart()
     this.#newSegment(this.#segments.at(-1)?.bytes ?? null)
     await this.#durable()

@@ -12,73 +12,14 @@
 
 import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
-import type { CheckpointResult, GroupEvent, GroupMode, Protection } from '../group.ts'
+import type { CheckpointResult, GroupEvent, Protection } from '../group.ts'
 import { DirtyMap } from './dirty-map.ts'
 import { frame, type Frame } from './frame.ts'
-import {
-  encodeHello,
-  objection,
-  PROTOCOL,
-  type DiskIdentity,
-  type Hello,
-  type Refusal,
-} from './handshake.ts'
-import { Liveness, type LivenessSettings } from './liveness.ts'
+import { encodeHello, objection, PROTOCOL, type Hello, type Refusal } from './handshake.ts'
+import { Liveness } from './liveness.ts'
 import { Markers, type CheckpointRequest } from './markers.ts'
-
-export interface PrimarySettings extends LivenessSettings {
-  readonly group: string
-  readonly mode: GroupMode
-  readonly incarnation: string
-  readonly disks: readonly DiskIdentity[]
-}
-
-export type PrimaryInput =
-  | { readonly type: 'link-up'; readonly nowMs: number; readonly peer: string }
-  | { readonly type: 'hello'; readonly nowMs: number; readonly hello: Hello }
-  | { readonly type: 'refused'; readonly nowMs: number; readonly refusal: Refusal }
-  | {
-      readonly type: 'done'
-      readonly nowMs: number
-      readonly checkpoint: number
-      readonly commitUs: number
-    }
-  | { readonly type: 'heartbeat'; readonly nowMs: number }
-  | {
-      readonly type: 'pressure'
-      readonly nowMs: number
-      readonly bytes: number
-      readonly limit: number
-    }
-  | { readonly type: 'link-down'; readonly reason: string }
-  | { readonly type: 'tick'; readonly nowMs: number }
-  | {
-      readonly type: 'checkpoint'
-      readonly nowMs: number
-      readonly request: number
-      readonly timeoutMs: number
-    }
-  | { readonly type: 'set-replicating'; readonly on: boolean }
-  | { readonly type: 'resynced'; readonly nowMs: number; readonly session: number }
-  | { readonly type: 'disk-failed'; readonly reason: string }
-
-export type PrimaryEffect =
-  | { readonly type: 'send'; readonly frame: Frame }
-  | { readonly type: 'close-link'; readonly reason: string }
-  | {
-      readonly type: 'checkpoint-done'
-      readonly request: number
-      readonly result: CheckpointResult
-    }
-  | {
-      readonly type: 'checkpoint-failed'
-      readonly request: number
-      readonly code: FaultCode
-      readonly reason: string
-    }
-  /** Send every block that is dirty with respect to `committed`, then give back `resynced` with the same session. */
-  | { readonly type: 'resync'; readonly session: number; readonly committed: number }
-  | { readonly type: 'event'; readonly event: GroupEvent }
+import { ProtectionReport } from './protection-report.ts'
+import type { PrimaryEffect, PrimaryInput, PrimarySettings } from './primary-io.ts'
 
 type Link =
   | { readonly kind: 'down' }
@@ -105,14 +46,14 @@ export class PrimaryMachine {
   readonly #markers = new Markers()
   #epochBytes = 0
   #session = 0
-  #reported: { protection: Protection; reason: string | null }
+  readonly #report: ProtectionReport
   #effects: PrimaryEffect[] = []
 
   constructor(settings: PrimarySettings) {
     this.#settings = settings
     this.#liveness = new Liveness(settings)
     this.#dirty = settings.disks.map(() => new DirtyMap())
-    this.#reported = { protection: this.protection, reason: this.reason }
+    this.#report = new ProtectionReport(settings.group, this)
   }
 
   get committed(): number {
@@ -209,7 +150,8 @@ export class PrimaryMachine {
   step(input: PrimaryInput): readonly PrimaryEffect[] {
     this.#effects = []
     this.#take(input)
-    this.#reportProtection()
+    const news = this.#report.news(this)
+    if (news !== undefined) this.#event(news)
     return this.#effects
   }
 
@@ -446,16 +388,6 @@ export class PrimaryMachine {
 
   #event(event: GroupEvent): void {
     this.#effects.push({ type: 'event', event })
-  }
-
-  #reportProtection(): void {
-    const { protection, reason } = this
-    if (protection === this.#reported.protection && reason === this.#reported.reason) return
-    this.#reported = { protection, reason }
-    this.#event({
-      event: 'REPLICATION_PROTECTION',
-      data: { group: this.#settings.group, protection, reason },
-    })
   }
 
   #mapOf(disk: number): DirtyMap {

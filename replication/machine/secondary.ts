@@ -12,98 +12,20 @@
 
 import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
-import type { CheckpointResult, GroupEvent, GroupMode, GroupRole, Protection } from '../group.ts'
+import type { CheckpointResult, GroupEvent, GroupRole, Protection } from '../group.ts'
 import { frame, type Frame } from './frame.ts'
 import {
   encodeHello,
   encodeRefusal,
   objection,
   PROTOCOL,
-  type DiskIdentity,
   type Hello,
   type RefusalCode,
 } from './handshake.ts'
 import type { ReplicaState } from '../journal/records.ts'
-import { Liveness, type LivenessSettings } from './liveness.ts'
-
-export interface SecondarySettings extends LivenessSettings {
-  readonly group: string
-  readonly mode: GroupMode
-  readonly incarnation: string
-  readonly disks: readonly DiskIdentity[]
-  /** Bytes of epochs that may be held in memory. */
-  readonly capacity: number
-  /** Whether what is committed survives a crash. */
-  readonly durable: boolean
-  /** What this side remembers from before it was started. */
-  readonly remembered?: ReplicaState & { readonly committed: number }
-}
-
-/** Connections are numbered by the shell: a primary may come back on a new one before the old one is known to be dead. */
-export type SecondaryInput =
-  | {
-      readonly type: 'hello'
-      readonly nowMs: number
-      readonly link: number
-      readonly peer: string
-      readonly hello: Hello
-    }
-  | {
-      readonly type: 'checkpoint'
-      readonly nowMs: number
-      readonly link: number
-      readonly checkpoint: number
-    }
-  | { readonly type: 'heartbeat'; readonly nowMs: number; readonly link: number }
-  | { readonly type: 'committed'; readonly checkpoint: number; readonly commitUs: number }
-  /** Nothing can be recorded for now: what is not committed is lost. */
-  | { readonly type: 'log-failed'; readonly reason: string }
-  | { readonly type: 'log-restarted' }
-  | { readonly type: 'remembered' }
-  | { readonly type: 'remember-failed'; readonly reason: string }
-  | { readonly type: 'held'; readonly bytes: number }
-  /** There is no room for more of the epoch, and none to be awaited. `localBytes`: what the guests here hold of it. */
-  | { readonly type: 'overflow'; readonly localBytes: number }
-  | { readonly type: 'link-down'; readonly link: number; readonly reason: string }
-  | { readonly type: 'tick'; readonly nowMs: number }
-  | { readonly type: 'promote'; readonly request: number; readonly force: boolean }
-  | {
-      readonly type: 'await-checkpoint'
-      readonly nowMs: number
-      readonly request: number
-      readonly timeoutMs: number
-    }
-  | { readonly type: 'set-replicating'; readonly on: boolean }
-
-export type SecondaryEffect =
-  | { readonly type: 'send'; readonly link: number; readonly frame: Frame }
-  | { readonly type: 'close-link'; readonly link: number; readonly reason: string }
-  /** Forget what was received since the last checkpoint. */
-  | { readonly type: 'discard' }
-  /** Make what was received the recoverable state of every disk at once; give back `committed`, in order, or `log-failed`. */
-  | { readonly type: 'commit'; readonly checkpoint: number }
-  /** Make the log work again, then give back `log-restarted` or `log-failed`. */
-  | { readonly type: 'restart-log' }
-  /** Remember this no later than the next commit. */
-  | { readonly type: 'note'; readonly state: ReplicaState }
-  /** Remember this, then give back `remembered` or `remember-failed`. */
-  | { readonly type: 'remember'; readonly state: ReplicaState }
-  /** Serve: the last checkpoint, and with COLO the guest's own writes on it. */
-  | { readonly type: 'activate' }
-  | { readonly type: 'promoted'; readonly request: number }
-  | { readonly type: 'promote-refused'; readonly request: number; readonly reason: string }
-  | {
-      readonly type: 'checkpoint-done'
-      readonly request: number
-      readonly result: CheckpointResult
-    }
-  | {
-      readonly type: 'checkpoint-failed'
-      readonly request: number
-      readonly code: FaultCode
-      readonly reason: string
-    }
-  | { readonly type: 'event'; readonly event: GroupEvent }
+import { Liveness } from './liveness.ts'
+import { ProtectionReport } from './protection-report.ts'
+import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './secondary-io.ts'
 
 interface Link {
   readonly number: number
@@ -156,7 +78,7 @@ export class SecondaryMachine {
   /** The last checkpoint that a command on this side was told of: each is reported to one command. */
   #told = 0
   #waiters: Waiter[] = []
-  #reported: { protection: Protection; reason: string | null }
+  readonly #report: ProtectionReport
   #effects: SecondaryEffect[] = []
 
   constructor(settings: SecondarySettings) {
@@ -171,7 +93,7 @@ export class SecondaryMachine {
       this.#announced = committed
       if (role === 'active') this.#reason = ALONE
     }
-    this.#reported = { protection: this.protection, reason: this.reason }
+    this.#report = new ProtectionReport(settings.group, this)
   }
 
   get role(): GroupRole {
@@ -217,7 +139,8 @@ export class SecondaryMachine {
   step(input: SecondaryInput): readonly SecondaryEffect[] {
     this.#effects = []
     this.#take(input)
-    this.#reportProtection()
+    const news = this.#report.news(this)
+    if (news !== undefined) this.#event(news)
     return this.#effects
   }
 
@@ -526,15 +449,5 @@ export class SecondaryMachine {
 
   #event(event: GroupEvent): void {
     this.#effects.push({ type: 'event', event })
-  }
-
-  #reportProtection(): void {
-    const { protection, reason } = this
-    if (protection === this.#reported.protection && reason === this.#reported.reason) return
-    this.#reported = { protection, reason }
-    this.#event({
-      event: 'REPLICATION_PROTECTION',
-      data: { group: this.#settings.group, protection, reason },
-    })
   }
 }

@@ -263,5 +263,7 @@ void t.test(
     await again.disks[0]!.read(back, 0)
     t.equal(again.group.status().role, 'active')
     t.equal(back[0], 2)
+    await again.disks[0]!.close()
+    await disks[0]!.close()
   },
 )

@@ -1,11 +1,8 @@
 import t from 'tap'
 
 import { decodeHello, type Hello, type Refusal } from '../../../replication/machine/handshake.ts'
-import {
-  PrimaryMachine,
-  type PrimaryEffect,
-  type PrimaryInput,
-} from '../../../replication/machine/primary.ts'
+import type { PrimaryEffect, PrimaryInput } from '../../../replication/machine/primary-io.ts'
+import { PrimaryMachine } from '../../../replication/machine/primary.ts'
 import { describeEvent, describeFrame } from './stories.ts'
 
 const SIZE = 64 * 1024
@@ -211,8 +208,8 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [
         hello({ partner: 'p0' }),
         [
-          'close: refused: the primary was restarted, so what it changed since the last checkpoint is not known',
-          'PROTECTION unprotected: refused: the primary was restarted, so what it changed since the last checkpoint is not known',
+          "close: refused: the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
+          "PROTECTION unprotected: refused: the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
         ],
       ],
     ],

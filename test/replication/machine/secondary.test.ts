@@ -3,11 +3,8 @@ import t from 'tap'
 import { AssertionFailure } from '../../../core/assert.ts'
 import { frame, type Frame } from '../../../replication/machine/frame.ts'
 import type { Hello } from '../../../replication/machine/handshake.ts'
-import {
-  SecondaryMachine,
-  type SecondaryEffect,
-  type SecondaryInput,
-} from '../../../replication/machine/secondary.ts'
+import type { SecondaryEffect, SecondaryInput } from '../../../replication/machine/secondary-io.ts'
+import { SecondaryMachine } from '../../../replication/machine/secondary.ts'
 import { describeEvent, describeFrame } from './stories.ts'
 
 const DISKS = [

@@ -1,0 +1,203 @@
+/**
+ * The epochs of a secondary in both places where they are kept: the layers over the images, and the log. Carries out
+ * what the machine decides about them, and gives it the outcome.
+ *
+ * Invariants:
+ *  - 4  All disks are cut, and sealed, in one turn of the event loop: nobody sees one sealed and another not.
+ *  - 3  An epoch is sealed, and reported as committed, only after the log has its commit.
+ *  - 10 What is sealed after a promote is never brought back over the active guest's writes, once these were flushed.
+ */
+
+import type { Timers } from '../core/clock.ts'
+import { asFault, Fault } from '../core/fault.ts'
+import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import type { DiskLayers } from '../ramdisk/disk-layers.ts'
+import type { EpochLog } from './journal/epoch-log.ts'
+import { MOST_BACKLOG } from './journal/journal.ts'
+import type { ReplicaState } from './journal/records.ts'
+import type { Frame } from './machine/frame.ts'
+import type { SecondaryInput } from './machine/secondary-io.ts'
+import type { Troubles } from './troubles.ts'
+
+/** How long an active copy waits before it tries again to write its journal. */
+const RETRY_MS = 1000
+
+export interface KeeperContext {
+  readonly layers: () => readonly DiskLayers[]
+  readonly troubles: Troubles
+  readonly timers: Timers
+  readonly nowMs: () => number
+  /** Tells the machine. */
+  readonly step: (input: SecondaryInput) => void
+}
+
+export class EpochKeeper {
+  readonly #log: EpochLog
+  /** Bytes that the log may grow to. */
+  readonly #limit: number
+  readonly #context: KeeperContext
+  #restarting = false
+  #closing = false
+  /** Commits that the log has been asked for and has not answered. */
+  readonly #committing = new Set<Promise<void>>()
+  /** Whether the log has data that no marker and no discard follows. */
+  #appended = false
+  /** Whether no recovery can bring back what is older than the active guest's writes. */
+  #settled: MaybePromise<void> | 'not yet' = undefined
+
+  constructor(log: EpochLog, limit: number, context: KeeperContext) {
+    this.#log = log
+    this.#limit = limit
+    this.#context = context
+  }
+
+  get durable(): boolean {
+    return this.#log.durable
+  }
+
+  get bytes(): number {
+    return this.#log.bytes
+  }
+
+  get hasRoom(): boolean {
+    return this.#log.backlog < MOST_BACKLOG && this.#log.bytes < this.#limit
+  }
+
+  /** Calls `wake` once when all of the log is written. @returns false when it is already */
+  awaitWritten(wake: () => void): boolean {
+    if (this.#log.backlog === 0) return false
+    this.#log.whenDrained(wake)
+    return true
+  }
+
+  /** Data that the layers have taken. */
+  append(record: Readonly<Frame>): void {
+    this.#appended = true
+    this.#log.append(record)
+  }
+
+  note(state: ReplicaState): void {
+    this.#log.note(state)
+  }
+
+  commit(checkpoint: number): void {
+    const { nowMs, step, troubles, layers } = this.#context
+    const startedMs = nowMs()
+    for (const each of layers()) each.cut()
+    this.#appended = false
+    const committed = (): void => {
+      for (const each of layers()) each.seal(checkpoint)
+      troubles.over('journal')
+      const commitUs = Math.round((nowMs() - startedMs) * 1000)
+      step({ type: 'committed', checkpoint, commitUs })
+    }
+    const committing = this.#log.commit(checkpoint)
+    if (!isPromise(committing)) return committed()
+    const ended = committing.then(committed, (error: unknown) => {
+      // The log says that it has failed by itself, once for all commits.
+      if (!(error instanceof Fault)) throw error
+    })
+    this.#committing.add(ended)
+    void ended.finally(() => this.#committing.delete(ended))
+  }
+
+  /** Forgets what was received since the last marker. */
+  discard(): void {
+    for (const each of this.#context.layers()) each.discardPending()
+    if (this.#appended) this.#log.discard()
+    this.#appended = false
+  }
+
+  /** The log cannot be written: no commit that it was asked for will ever be. */
+  failed(fault: Fault): void {
+    for (const each of this.#context.layers()) each.discardCut()
+    this.#context.troubles.report('journal', fault.message)
+    this.#context.step({ type: 'log-failed', reason: fault.message })
+  }
+
+  restart(): void {
+    if (this.#restarting) return
+    this.#restarting = true
+    void this.#log.restart().then(
+      () => {
+        this.#restarting = false
+        this.#context.step({ type: 'log-restarted' })
+      },
+      (error: unknown) => {
+        this.#restarting = false
+        const { message } = asFault(error, 'IO', 'the journal cannot be begun again')
+        this.#context.step({ type: 'log-failed', reason: message })
+      },
+    )
+  }
+
+  remember(state: ReplicaState): void {
+    const done = (): void => this.#context.step({ type: 'remembered' })
+    const remembering = this.#log.persist(state)
+    if (!isPromise(remembering)) return done()
+    void remembering.then(done, (error: unknown) => {
+      const { message } = asFault(error, 'IO', 'the promotion cannot be recorded')
+      this.#context.step({ type: 'remember-failed', reason: message })
+    })
+  }
+
+  activate(): void {
+    for (const each of this.#context.layers()) each.activate()
+    if (!this.#log.durable) return
+    this.#settled = 'not yet'
+    void Promise.resolve(this.settled()).catch((error: unknown) => {
+      if (!(error instanceof Fault)) throw error
+    })
+  }
+
+  /**
+   * Resolves when an active copy's writes survive a crash once the image has them: until what is older is in the
+   * images of all disks, and the log knows that, a recovery would bring it back over them.
+   * @throws Fault when the group is closed before
+   */
+  settled(): MaybePromise<void> {
+    if (this.#settled === 'not yet') this.#settled = this.#settle()
+    return this.#settled
+  }
+
+  /** Every epoch up to this one is in the images. */
+  flushed(checkpoint: number): void {
+    this.#log.flushed(checkpoint)
+  }
+
+  /** Resolves when every commit that was begun has ended. */
+  async quiet(): Promise<void> {
+    this.#closing = true
+    await Promise.allSettled(this.#committing)
+  }
+
+  /** @param drained whether the images have everything: then the next process has nothing to recover */
+  async close(drained: boolean): Promise<void> {
+    this.#closing = true
+    try {
+      if (drained) await this.#log.retire()
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      this.#context.troubles.report('journal', error.message)
+    }
+    await this.#log.close()
+  }
+
+  async #settle(): Promise<void> {
+    for (const each of this.#context.layers()) await each.idle()
+    for (;;) {
+      try {
+        await this.#log.retire()
+        this.#settled = undefined
+        return
+      } catch (error) {
+        const fault = asFault(error, 'IO', 'the journal cannot be written')
+        if (this.#closing) throw fault
+        this.#context.troubles.report('journal', fault.message)
+        await new Promise<void>((resolve) => {
+          this.#context.timers.after(RETRY_MS, resolve)
+        })
+      }
+    }
+  }
+}

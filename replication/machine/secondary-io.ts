@@ -1,0 +1,87 @@
+/** What a secondary's machine is told, and what it wants done: its settings, inputs and effects. */
+
+import type { FaultCode } from '../../core/fault.ts'
+import type { CheckpointResult, GroupEvent, GroupMode } from '../group.ts'
+import type { ReplicaState } from '../journal/records.ts'
+import type { Frame } from './frame.ts'
+import type { DiskIdentity, Hello } from './handshake.ts'
+import type { LivenessSettings } from './liveness.ts'
+
+export interface SecondarySettings extends LivenessSettings {
+  readonly group: string
+  readonly mode: GroupMode
+  readonly incarnation: string
+  readonly disks: readonly DiskIdentity[]
+  /** Bytes of epochs that may be held in memory. */
+  readonly capacity: number
+  /** Whether what is committed survives a crash. */
+  readonly durable: boolean
+  /** What this side remembers from before it was started. */
+  readonly remembered?: ReplicaState & { readonly committed: number }
+}
+
+/** Connections are numbered by the shell: a primary may come back on a new one before the old one is known to be dead. */
+export type SecondaryInput =
+  | {
+      readonly type: 'hello'
+      readonly nowMs: number
+      readonly link: number
+      readonly peer: string
+      readonly hello: Hello
+    }
+  | {
+      readonly type: 'checkpoint'
+      readonly nowMs: number
+      readonly link: number
+      readonly checkpoint: number
+    }
+  | { readonly type: 'heartbeat'; readonly nowMs: number; readonly link: number }
+  | { readonly type: 'committed'; readonly checkpoint: number; readonly commitUs: number }
+  /** Nothing can be recorded for now: what is not committed is lost. */
+  | { readonly type: 'log-failed'; readonly reason: string }
+  | { readonly type: 'log-restarted' }
+  | { readonly type: 'remembered' }
+  | { readonly type: 'remember-failed'; readonly reason: string }
+  | { readonly type: 'held'; readonly bytes: number }
+  /** There is no room for more of the epoch, and none to be awaited. `localBytes`: what the guests here hold of it. */
+  | { readonly type: 'overflow'; readonly localBytes: number }
+  | { readonly type: 'link-down'; readonly link: number; readonly reason: string }
+  | { readonly type: 'tick'; readonly nowMs: number }
+  | { readonly type: 'promote'; readonly request: number; readonly force: boolean }
+  | {
+      readonly type: 'await-checkpoint'
+      readonly nowMs: number
+      readonly request: number
+      readonly timeoutMs: number
+    }
+  | { readonly type: 'set-replicating'; readonly on: boolean }
+
+export type SecondaryEffect =
+  | { readonly type: 'send'; readonly link: number; readonly frame: Frame }
+  | { readonly type: 'close-link'; readonly link: number; readonly reason: string }
+  /** Forget what was received since the last checkpoint. */
+  | { readonly type: 'discard' }
+  /** Make what was received the recoverable state of every disk at once; give back `committed`, in order, or `log-failed`. */
+  | { readonly type: 'commit'; readonly checkpoint: number }
+  /** Make the log work again, then give back `log-restarted` or `log-failed`. */
+  | { readonly type: 'restart-log' }
+  /** Remember this no later than the next commit. */
+  | { readonly type: 'note'; readonly state: ReplicaState }
+  /** Remember this, then give back `remembered` or `remember-failed`. */
+  | { readonly type: 'remember'; readonly state: ReplicaState }
+  /** Serve: the last checkpoint, and with COLO the guest's own writes on it. */
+  | { readonly type: 'activate' }
+  | { readonly type: 'promoted'; readonly request: number }
+  | { readonly type: 'promote-refused'; readonly request: number; readonly reason: string }
+  | {
+      readonly type: 'checkpoint-done'
+      readonly request: number
+      readonly result: CheckpointResult
+    }
+  | {
+      readonly type: 'checkpoint-failed'
+      readonly request: number
+      readonly code: FaultCode
+      readonly reason: string
+    }
+  | { readonly type: 'event'; readonly event: GroupEvent }
