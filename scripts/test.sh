@@ -13,4 +13,4 @@ for argument in "$@"; do
   [[ $argument == -* ]] || files=()
 done
 # Each step of a process test has a deadline of its own; the limit for a whole file leaves room for a slow machine.
-exec npx tap --timeout=900 "${files[@]}" "$@"
+exec npx tap --timeout=1800 "${files[@]}" "$@"

@@ -228,6 +228,7 @@ void t.test('what cannot be replicated is refused at the start with advice', asy
       '--control',
       `${directory}/c`,
     ])
+  const [port] = await freePorts(1)
   const cases: [string, RegExp][] = [
     [`colo:127.0.0.1:1|aio:${image}`, /whole sectors.*truncate -s 1024/],
     [`colo:127.0.0.1:1?role=boss|ram:1M`, /role=boss.*auto or primary or secondary/],
@@ -235,7 +236,9 @@ void t.test('what cannot be replicated is refused at the start with advice', asy
     [`colo:127.0.0.1:1?memory=1K|ram:1M`, /memory=1K/],
     [`colo:127.0.0.1:1?timeout=100|ram:1M`, /two heartbeats/],
     [`colo:nowhere|ram:1M`, /not an address/],
-    [`colo:0.0.0.0:0?role=secondary|ram:1M`, /--insecure/],
+    [`colo:0.0.0.0:${port}?role=secondary|ram:1M`, /--insecure/],
+    [`colo:127.0.0.1:0?role=secondary|ram:1M`, /port 0.*choose a port/],
+    [`colo:127.0.0.1:1?role=primary|remus:127.0.0.1:1?role=primary|ram:1M`, /by one layer/],
     [`colo:127.0.0.1:1`, /needs a driver below it.*aio/],
   ]
   for (const [pipeline, expected] of cases) {
@@ -243,11 +246,10 @@ void t.test('what cannot be replicated is refused at the start with advice', asy
     t.equal(code, 1, pipeline)
     t.match(stderr.trim().split('\n').at(-1), expected)
   }
-  const [port] = await freePorts(1)
   const taken = await serveColotap(t, {
     exports: { disk: `colo:127.0.0.1:${port}?role=secondary|ram:1M` },
   })
   const { stderr } = await serve(`colo:127.0.0.1:${port}?role=secondary|ram:1M`)
-  t.match(stderr, /replication address is in use.*127\.0\.0\.1/, 'a replication port that is busy')
+  t.match(stderr, /replication port is in use.*127\.0\.0\.1/, 'a replication port that is busy')
   t.equal((await taken.stop()).code, 0)
 })
