@@ -14,7 +14,7 @@ import type { Logger } from '../core/logger.ts'
 import { GiB, MiB, SECTOR, TiB } from '../core/units.ts'
 import type { GroupEnvironment } from '../replication/environment.ts'
 import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication/group.ts'
-import { openFileSegments } from '../replication/journal/file-segments.ts'
+import { hasFileSegments, openFileSegments } from '../replication/journal/file-segments.ts'
 import { tcpDial } from '../replication/link.ts'
 import { ReplicationListener } from '../replication/listener.ts'
 import { NODE_TIMERS } from '../replication/node-timers.ts'
@@ -52,13 +52,14 @@ export class ReplicationRegistry {
   constructor(options: RegistryOptions) {
     this.#options = options
     const { logger, onEvent, stateDir } = options
+    const folderOf = (group: string): string => join(stateDir, `group-${encodeURIComponent(group)}`)
     this.#environment = {
       logger,
       onEvent,
       incarnation: randomUUID(),
       timers: NODE_TIMERS,
-      openSegments: (group) =>
-        openFileSegments(join(stateDir, `group-${encodeURIComponent(group)}`)),
+      openSegments: (group) => openFileSegments(folderOf(group)),
+      hasSegments: (group) => hasFileSegments(folderOf(group)),
       nowMs: () => performance.now(),
     }
   }

@@ -41,6 +41,8 @@ export interface GroupEnvironment {
   readonly timers: Timers
   /** Where a group keeps its journal, for its exclusive use. @throws Fault when it is not to be had */
   openSegments(group: string): Promise<SegmentStore>
+  /** Whether a group has left a journal there. */
+  hasSegments(group: string): Promise<boolean>
   /** Milliseconds on a clock that never goes back. */
   nowMs(): number
 }

@@ -42,8 +42,8 @@ export class EpochKeeper {
   readonly #committing = new Set<Promise<void>>()
   /** Whether the log has data that no marker and no discard follows. */
   #appended = false
-  /** Whether no recovery can bring back what is older than the active guest's writes. */
-  #settled: MaybePromise<void> | 'not yet' = undefined
+  /** By disk: whether no recovery can bring back what is older than the active guest's writes. */
+  #settled: (MaybePromise<void> | 'not yet')[] = []
 
   constructor(log: EpochLog, limit: number, context: KeeperContext) {
     this.#log = log
@@ -110,9 +110,10 @@ export class EpochKeeper {
 
   /** The log cannot be written: no commit that it was asked for will ever be. */
   failed(fault: Fault): void {
-    for (const each of this.#context.layers()) each.discardCut()
     this.#context.troubles.report('journal', fault.message)
     this.#context.step({ type: 'log-failed', reason: fault.message })
+    // Last: memory that is given back lets frames in that were held, and the link that they came on has to be gone by then.
+    for (const each of this.#context.layers()) each.discardCut()
   }
 
   restart(): void {
@@ -144,38 +145,43 @@ export class EpochKeeper {
   activate(): void {
     for (const each of this.#context.layers()) each.activate()
     if (!this.#log.durable) return
-    this.#settled = 'not yet'
-    void Promise.resolve(this.settled()).catch((error: unknown) => {
-      if (!(error instanceof Fault)) throw error
-    })
+    this.#settled = this.#context.layers().map(() => 'not yet')
+    for (const disk of this.#settled.keys())
+      void Promise.resolve(this.settled(disk)).catch((error: unknown) => {
+        if (!(error instanceof Fault)) throw error
+      })
   }
 
   /**
-   * Resolves when an active copy's writes survive a crash once the image has them: until what is older is in the
-   * images of all disks, and the log knows that, a recovery would bring it back over them.
-   * @throws Fault when the group is closed before
+   * Resolves when an active copy's writes to a disk survive a crash once the image has them: until what is older is in
+   * the image, and the log knows that, a recovery would bring it back over them.
+   * @throws Fault when the server is shut down before
    */
-  settled(): MaybePromise<void> {
-    if (this.#settled === 'not yet') this.#settled = this.#settle()
-    return this.#settled
+  settled(disk: number): MaybePromise<void> {
+    if (this.#settled[disk] === 'not yet') this.#settled[disk] = this.#settle(disk)
+    return this.#settled[disk]
   }
 
-  /** Every epoch up to this one is in the images. */
-  flushed(checkpoint: number): void {
-    this.#log.flushed(checkpoint)
+  /** Every epoch up to this one is in the image of a disk. */
+  flushed(disk: number, checkpoint: number): void {
+    this.#log.flushed(disk, checkpoint)
+  }
+
+  /** The server is being shut down: nothing is tried for ever any more. */
+  stop(): void {
+    this.#closing = true
   }
 
   /** Resolves when every commit that was begun has ended. */
   async quiet(): Promise<void> {
-    this.#closing = true
     await Promise.allSettled(this.#committing)
   }
 
-  /** @param drained whether the images have everything: then the next process has nothing to recover */
-  async close(drained: boolean): Promise<void> {
+  /** @param drained disks whose images have everything: the next process has nothing to recover for them */
+  async close(drained: readonly number[]): Promise<void> {
     this.#closing = true
     try {
-      if (drained) await this.#log.retire()
+      for (const disk of drained) await this.#log.retire(disk)
     } catch (error) {
       if (!(error instanceof Fault)) throw error
       this.#context.troubles.report('journal', error.message)
@@ -183,12 +189,12 @@ export class EpochKeeper {
     await this.#log.close()
   }
 
-  async #settle(): Promise<void> {
-    for (const each of this.#context.layers()) await each.idle()
+  async #settle(disk: number): Promise<void> {
+    await this.#context.layers()[disk]?.idle()
     for (;;) {
       try {
-        await this.#log.retire()
-        this.#settled = undefined
+        await this.#log.retire(disk)
+        this.#settled[disk] = undefined
         return
       } catch (error) {
         const fault = asFault(error, 'IO', 'the journal cannot be written')

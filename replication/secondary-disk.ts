@@ -16,7 +16,7 @@ import {
   type RequestFlags,
 } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
-import { then, type MaybePromise } from '../core/maybe-promise.ts'
+import { isPromise, then, type MaybePromise } from '../core/maybe-promise.ts'
 import { SECTOR } from '../core/units.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { PageMemory } from '../ramdisk/page-memory.ts'
@@ -32,7 +32,7 @@ export interface SecondaryContext {
   /** Bytes that the guests here may hold in memory, all disks together. */
   readonly localLimit: number
   readonly localBytes: number
-  settled(): MaybePromise<void>
+  settled(disk: SecondaryDisk): MaybePromise<void>
   detach(): Promise<void>
 }
 
@@ -45,6 +45,8 @@ export class SecondaryDisk implements BlockDevice {
   readonly #group: SecondaryContext
   /** Each looks again whether its request may go on. */
   readonly #waiting = new Set<() => void>()
+  /** Each ends a request that waits for the image. */
+  readonly #ends = new Set<() => void>()
 
   constructor(name: string, below: BlockDevice, layers: DiskLayers, group: SecondaryContext) {
     this.name = name
@@ -122,7 +124,17 @@ export class SecondaryDisk implements BlockDevice {
   /** What is to last also waits for what could come back over it. */
   #lasting(flags: RequestFlags, work: MaybePromise<void>): MaybePromise<void> {
     if ((flags & FUA) === 0 || !this.#group.active) return work
-    return then(work, () => this.#group.settled())
+    return this.#impatient(then(work, () => this.#group.settled(this)))
+  }
+
+  #impatient(work: MaybePromise<void>): MaybePromise<void> {
+    if (!isPromise(work)) return work
+    return new Promise((resolve, reject) => {
+      const end = (): void =>
+        reject(new Fault('SHUTDOWN', 'the server is being shut down', { where: this.name }))
+      this.#ends.add(end)
+      work.then(resolve, reject).finally(() => this.#ends.delete(end))
+    })
   }
 
   /** An active disk writes to its image; before that a write lives in memory. */
@@ -155,6 +167,11 @@ export class SecondaryDisk implements BlockDevice {
       this.#waiting.add(ask)
       ask()
     })
+  }
+
+  /** The image fails and the server is being shut down: what waits for the image waits no longer. */
+  giveUp(): void {
+    for (const end of [...this.#ends]) end()
   }
 
   /** Has every request that waits for memory look again. */

@@ -88,7 +88,11 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
   /** The server is being shut down: requests that wait are refused, and so are commands. */
   stop(): void {
     this.#stopping = true
-    for (const disk of this.#disks) disk.wake()
+    this.#log.stop()
+    for (const disk of this.#disks) {
+      disk.wake()
+      if (this.#troubles.concerns(`disk ${disk.name}`)) disk.giveUp()
+    }
   }
 
   get useObjection(): string | undefined {
@@ -106,6 +110,7 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       onError: (fault) => {
         const error = `disk "${name}" cannot take a committed checkpoint yet: ${fault.message}`
         this.#giveUp.get(disk)?.(error)
+        if (this.#stopping) disk.giveUp()
         this.#troubles.report(`disk ${name}`, error)
       },
     })
@@ -118,8 +123,21 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
   /** @throws Fault when there is a journal that cannot be used */
   async start(): Promise<void> {
     if (this.#settings.durability === 'journal') await this.#recover()
+    else if (await this.#environment.hasSegments(this.name)) throw this.#forgetsJournal()
     this.#stopTicking = every(this.#environment.timers, this.#settings.heartbeatMs / 2, () =>
       this.#tick(),
+    )
+  }
+
+  #forgetsJournal(): Fault {
+    return new Fault(
+      'NOT_PERMITTED',
+      'this group has a journal, which durability=memory would forget',
+      {
+        where: `group ${this.name}`,
+        remedy:
+          'leave durability=memory out; or move the folder of the group away, if its images are right as they are',
+      },
     )
   }
 
@@ -134,7 +152,7 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       onFailure: (fault) => this.#log.failed(fault),
     })
     this.#log = this.#keeper(journal)
-    this.#trim()
+    for (const [index, { flushed }] of this.#disks.entries()) this.#log.flushed(index, flushed)
     this.#machine = this.#newMachine({ ...state, committed }, journal.replica)
     if (!this.active) return
     this.#environment.logger.warn(
@@ -224,15 +242,15 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     for (const link of this.#links.values()) link.close('the secondary is shutting down')
     await this.#log.quiet()
     const lost = await Promise.all(this.#disks.map((disk) => this.#drain(disk)))
-    const drained = this.#disks.every(({ layers }) => !layers.isBusy)
+    const drained = [...this.#disks.keys()].filter((disk) => !this.#disks[disk]?.layers.isBusy)
     for (const { layers } of this.#disks) await layers.close()
     await this.#log.close(drained)
     const first = lost.find((fault) => fault !== undefined)
     if (first !== undefined) throw first
   }
 
-  settled(): MaybePromise<void> {
-    return this.#log.settled()
+  settled(disk: SecondaryDisk): MaybePromise<void> {
+    return this.#log.settled(this.#disks.indexOf(disk))
   }
 
   /**
@@ -347,13 +365,9 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     logger.debug({ group: this.name, disk: disk.name, checkpoint }, 'checkpoint is in the image')
     disk.flushed = checkpoint
     this.#troubles.over(`disk ${disk.name}`)
-    this.#trim()
+    this.#log.flushed(this.#disks.indexOf(disk), checkpoint)
     // An epoch of zeroes alone has no memory to give back, but room in the journal.
     this.#intake.retry()
-  }
-
-  #trim(): void {
-    this.#log.flushed(Math.min(...this.#disks.map(({ flushed }) => flushed)))
   }
 
   #step(input: SecondaryInput): void {

@@ -25,6 +25,10 @@ export class Troubles {
     onEvent({ event: 'REPLICATION_ERROR', data: { group: this.#group, error } })
   }
 
+  concerns(what: string): boolean {
+    return this.#errors.has(what)
+  }
+
   over(what: string): void {
     this.#errors.delete(what)
   }

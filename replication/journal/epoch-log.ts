@@ -25,10 +25,10 @@ export interface EpochLog {
   persist(state: ReplicaState): MaybePromise<void>
   /** Ends the epoch: resolves when it is recoverable. @throws Fault when it is not and never will be */
   commit(checkpoint: number): MaybePromise<void>
-  /** Every epoch up to this one is in the images: it need not be recovered. */
-  flushed(checkpoint: number): void
-  /** Every epoch is in the images: resolves when a crash can bring none of them back over what comes later. @throws Fault */
-  retire(): MaybePromise<void>
+  /** Every epoch up to this one is in the disk's image: it need not be recovered. */
+  flushed(disk: number, checkpoint: number): void
+  /** Every epoch is in the disk's image: resolves when a crash can bring none of them back over what comes later. @throws Fault */
+  retire(disk: number): MaybePromise<void>
   /** Calls `wake` once, when nothing is waiting to be written. */
   whenDrained(wake: () => void): void
   close(): Promise<void>

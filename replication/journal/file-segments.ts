@@ -32,6 +32,16 @@ export async function openFileSegments(folder: string): Promise<SegmentStore> {
   return new FileSegments(folder, server, lock)
 }
 
+/** Whether a journal is there; nothing is made where none is. */
+export async function hasFileSegments(folder: string): Promise<boolean> {
+  try {
+    return (await readdir(folder)).some((name) => NAME.test(name))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
+    throw journalFault(error, 'read', folder)
+  }
+}
+
 class FileSegments implements SegmentStore {
   readonly place: string
   readonly #server: Server

@@ -7,7 +7,8 @@
  *  - 20 Memory is bounded by the caller, who takes no more data while `backlog` is above MOST_BACKLOG.
  *  - After a failure nothing more is written, and every commit fails, until restart() has begun a new segment that says
  *    what counts. So a commit that was reported as failed never comes back.
- *  - A segment is removed when every checkpoint that has records in it is in the images.
+ *  - A segment is removed when every checkpoint that has records in it is in the images, and all before it are removed.
+ *  - A record says which commit was reported, so that its loss shows even when nothing else is wrong behind it.
  */
 
 import { assert } from '../../core/assert.ts'
@@ -47,7 +48,8 @@ export interface JournalOptions {
 type Work =
   | { readonly kind: 'bytes'; readonly chunk: Buffer; length: number; end: number }
   | { readonly kind: 'segment'; readonly number: number; readonly header: Buffer; end: number }
-  | { readonly kind: 'remove'; readonly number: number }
+  /** Removes the oldest segments, as far as nobody needs them. */
+  | { readonly kind: 'remove' }
 
 interface Waiter {
   readonly position: number
@@ -69,10 +71,10 @@ export class Journal implements EpochLog {
   #state: ReplicaState
   /** Oldest first; the last one is written to. */
   #segments: Segment[]
-  /** The last checkpoint whose record was queued, that is durable, that is in the images. */
+  /** The last checkpoint whose record was queued, that is durable, that is in the image of each disk. */
   #queuedCommit: number
   #committed: number
-  #flushed: number
+  #flushed: number[]
   #file: SegmentFile | undefined
   /** The newest segment whose header is durable. */
   #begun: number
@@ -89,15 +91,15 @@ export class Journal implements EpochLog {
   #closed = false
 
   constructor(options: JournalOptions) {
-    const { recovered, state, limit } = options
+    const { recovered, state, identity, limit } = options
     this.#options = options
     this.#segmentBytes = Math.min(SEGMENT, limit / SEGMENTS)
     this.#state = state
-    this.#segments = (recovered?.segments ?? []).map((segment) => ({ ...segment, bytes: 0 }))
+    this.#segments = (recovered?.segments ?? []).map((segment) => ({ ...segment }))
     this.#begun = this.#segments.at(-1)?.number ?? 0
     this.#committed = recovered?.committed ?? 0
     this.#queuedCommit = this.#committed
-    this.#flushed = recovered?.flushed ?? 0
+    this.#flushed = [...(recovered?.flushed ?? identity.disks.map(() => 0))]
   }
 
   /** What this journal is known by, for as long as it exists. */
@@ -113,7 +115,6 @@ export class Journal implements EpochLog {
     return this.#queued - this.#written
   }
 
-  /** Bytes of the segments that this process wrote. */
   get bytes(): number {
     return this.#segments.reduce((sum, { bytes }) => sum + bytes, 0)
   }
@@ -124,9 +125,12 @@ export class Journal implements EpochLog {
     assert(!this.#closed, 'a closed journal is not restarted')
     this.#failed = undefined
     this.#queuedCommit = this.#committed
+    // First: what nobody needs may be what fills the disk.
+    this.#trim()
     this.#newSegment(null)
     try {
       await this.#durable()
+      this.#trim()
     } catch (error) {
       throw asFault(error, 'IO', 'the journal cannot be written', this.#context())
     }
@@ -143,6 +147,7 @@ export class Journal implements EpochLog {
     for (const segment of this.#segments) segment.neededBy ??= this.#queuedCommit
     this.#put(frame('discard'))
     this.#start()
+    this.#trim()
   }
 
   note(state: ReplicaState): void {
@@ -177,25 +182,22 @@ export class Journal implements EpochLog {
     for (const segment of this.#segments) segment.neededBy ??= checkpoint
     await this.#durable()
     this.#committed = checkpoint
+    if (this.failure !== undefined || this.#closed) return
+    this.#put(frame('done', { position: checkpoint }))
+    this.#start()
   }
 
-  flushed(checkpoint: number): void {
-    this.#flushed = Math.max(this.#flushed, checkpoint)
-    while (this.#segments.length > 1) {
-      const oldest = this.#segments[0]
-      if (oldest?.neededBy === undefined || oldest.neededBy > this.#flushed) return
-      this.#segments.shift()
-      this.#queue.push({ kind: 'remove', number: oldest.number })
-      this.#start()
-    }
+  flushed(disk: number, checkpoint: number): void {
+    this.#flushed[disk] = Math.max(this.#flushed[disk] ?? 0, checkpoint)
+    this.#trim()
   }
 
-  async retire(): Promise<void> {
-    this.#flushed = this.#failed === undefined ? this.#queuedCommit : this.#committed
+  async retire(disk: number): Promise<void> {
+    this.#flushed[disk] = this.#failed === undefined ? this.#queuedCommit : this.#committed
     if (this.#failed !== undefined) return this.restart()
     this.#newSegment(this.#segments.at(-1)?.bytes ?? null)
     await this.#durable()
-    this.flushed(this.#flushed)
+    this.#trim()
   }
 
   whenDrained(wake: () => void): void {
@@ -250,7 +252,7 @@ export class Journal implements EpochLog {
       ...identity,
       replica,
       committed: this.#queuedCommit,
-      flushed: this.#flushed,
+      flushed: [...this.#flushed],
       previousLength,
       state: this.#state,
     })
@@ -310,12 +312,38 @@ export class Journal implements EpochLog {
         return this.#begin(work.number, work.header, work.end)
       case 'remove':
         this.#queue.shift()
-        try {
-          await this.#options.store.remove(work.number)
-        } catch (error) {
-          if (!(error instanceof Fault)) throw error
-          this.#options.logger.warn({ error: error.message }, 'a journal segment stays behind')
-        }
+        return this.#remove()
+    }
+  }
+
+  #trim(): void {
+    if (!this.#isSpent(this.#segments[0])) return
+    if (this.#queue.some(({ kind }) => kind === 'remove')) return
+    this.#queue.push({ kind: 'remove' })
+    this.#start()
+  }
+
+  /** Whether nobody needs a segment; the newest one that counts says what is remembered. */
+  #isSpent(segment: Segment | undefined): boolean {
+    if (segment?.neededBy === undefined || segment.number >= this.#begun) return false
+    return segment.neededBy <= Math.min(...this.#flushed)
+  }
+
+  /** In order, and no further than the first that cannot be removed: a gap would look like damage. */
+  async #remove(): Promise<void> {
+    for (
+      let [oldest] = this.#segments;
+      oldest && this.#isSpent(oldest);
+      [oldest] = this.#segments
+    ) {
+      try {
+        await this.#options.store.remove(oldest.number)
+      } catch (error) {
+        if (!(error instanceof Fault)) throw error
+        this.#options.logger.warn({ error: error.message }, 'a journal segment stays behind')
+        return
+      }
+      this.#segments.shift()
     }
   }
 
@@ -330,6 +358,7 @@ export class Journal implements EpochLog {
     this.#queue.shift()
     this.#written = end
     this.#reach(end)
+    this.#trim()
   }
 
   async #write(): Promise<void> {

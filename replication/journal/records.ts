@@ -5,6 +5,7 @@
  *   write, zero as received
  *   checkpoint  the epoch that ends here is committed, position = its number
  *   discard     what came since the last checkpoint record never happened
+ *   done        position = a checkpoint that was reported as committed, so that its record must be there
  *   state       payload: ReplicaState; the newest one counts
  */
 
@@ -33,8 +34,8 @@ export interface SegmentHeader extends JournalIdentity {
   readonly replica: string
   /** The last checkpoint whose record lies in an earlier segment; later records there never counted. */
   readonly committed: number
-  /** Checkpoints up to this one are in the images. */
-  readonly flushed: number
+  /** By disk: checkpoints up to this one are in its image. */
+  readonly flushed: readonly number[]
   /**
    * Bytes of the segment before, all of which count; null when it broke off, by a crash or a failed write: then
    * what follows its last checkpoint never happened.
@@ -67,7 +68,9 @@ export function decodeSegmentHeader(payload: Buffer): SegmentHeader {
     }),
     replica: textOf(fields['replica'], 'segment.replica'),
     committed: wholeOf(fields['committed'], 'segment.committed'),
-    flushed: wholeOf(fields['flushed'], 'segment.flushed'),
+    flushed: disks.map((_, disk) =>
+      wholeOf((fields['flushed'] as unknown[] | undefined)?.[disk], 'segment.flushed'),
+    ),
     previousLength:
       fields['previousLength'] === null
         ? null

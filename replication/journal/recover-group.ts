@@ -45,15 +45,22 @@ export async function recoverJournal(
     }
     if (recovered !== undefined) {
       checkIdentity(identity, recovered.header, store)
-      for (const disk of disks) disk.flushed = recovered.flushed
+      for (const disk of disks) disk.flushed = recovered.flushed[orderOf(recovered, disk.name)] ?? 0
     }
     const replica = recovered?.header.replica ?? environment.incarnation
     const state = recovered?.state ?? NEW
     if (recovered !== undefined) await replayInto(options, recovered, store)
+    const flushed = disks.map((disk) => disk.flushed)
+    let started = false
     const journal = new Journal({
-      ...{ store, identity, replica, state, recovered, limit, logger, onFailure },
+      ...{ store, identity, replica, state, limit, logger },
+      recovered: recovered === undefined ? undefined : { ...recovered, flushed },
+      onFailure: (fault) => {
+        if (started) onFailure(fault)
+      },
     })
-    await journal.restart()
+    await begin(journal, disks)
+    started = true
     const committed = recovered?.committed ?? 0
     if (recovered !== undefined)
       logger.info({ group, checkpoint: committed, place: store.place }, 'journal recovered')
@@ -62,6 +69,25 @@ export async function recoverJournal(
     await store.close()
     throw error
   }
+}
+
+/** Begins the journal; where there is no space for that, after the images have taken what fills it. */
+async function begin(journal: Journal, disks: readonly RecoveredDisk[]): Promise<void> {
+  try {
+    await journal.restart()
+    return
+  } catch (error) {
+    if (!(error instanceof Fault) || error.code !== 'NO_SPACE') throw error
+  }
+  for (const [index, { layers }] of disks.entries()) {
+    await layers.idle()
+    journal.flushed(index, disks[index]?.flushed ?? 0)
+  }
+  await journal.restart()
+}
+
+function orderOf({ header }: Recovered, name: string): number {
+  return header.disks.findIndex((disk) => disk.name === name)
 }
 
 function checkIdentity(ours: JournalIdentity, theirs: JournalIdentity, store: SegmentStore): void {
@@ -86,8 +112,10 @@ async function replayInto(
   await replay(
     store,
     epochs,
-    async (record: Frame) => {
+    async (record: Frame, checkpoint: number) => {
       if (record.type !== 'write' && record.type !== 'zero') return
+      // The image has it, and perhaps what an active guest wrote later.
+      if (checkpoint <= (header.flushed[record.disk] ?? 0)) return
       if (!memory.canHold(record.payload.length))
         await Promise.all(disks.map(({ layers }) => layers.idle()))
       if (!memory.canHold(record.payload.length))

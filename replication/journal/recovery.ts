@@ -36,11 +36,16 @@ export interface Recovered {
   readonly state: ReplicaState
   /** The last checkpoint that counts. */
   readonly committed: number
-  readonly flushed: number
+  /** By disk, in the order of the header. */
+  readonly flushed: readonly number[]
   /** Committed epochs that may not be in the images yet, oldest first. */
   readonly epochs: readonly RecoveredEpoch[]
   /** Each segment with the last checkpoint that needs it, ascending. */
-  readonly segments: readonly { readonly number: number; readonly neededBy: number }[]
+  readonly segments: readonly {
+    readonly number: number
+    readonly neededBy: number
+    readonly bytes: number
+  }[]
 }
 
 /** Bytes read at a time; a record always fits. */
@@ -63,12 +68,12 @@ export async function scan(store: SegmentStore): Promise<Recovered | undefined> 
 export async function replay(
   store: SegmentStore,
   epochs: readonly RecoveredEpoch[],
-  apply: (record: Frame) => void | Promise<void>,
+  apply: (record: Frame, checkpoint: number) => void | Promise<void>,
   ended: (checkpoint: number) => void | Promise<void>,
 ): Promise<void> {
   for (const { checkpoint, stretches } of epochs) {
     for (const { segment, from, to } of stretches) {
-      const end = await readRecords(store, segment, from, to, (record) => apply(record))
+      const end = await readRecords(store, segment, from, to, (record) => apply(record, checkpoint))
       if (end !== to) throw damaged(store, `segment ${segment} has changed while it was read`)
     }
     await ended(checkpoint)
@@ -83,7 +88,7 @@ class Scanner {
   #epochs: RecoveredEpoch[] = []
   /** Of the epoch that is not finished. */
   #stretches: Stretch[] = []
-  #segments: { number: number; neededBy: number | undefined }[] = []
+  #segments: { number: number; neededBy: number | undefined; bytes: number }[] = []
   /** Bytes of the segment before that count. */
   #length = 0
 
@@ -94,7 +99,8 @@ class Scanner {
   async segment(number: number, last: boolean): Promise<void> {
     let from = 0
     let records = 0
-    this.#segments.push({ number, neededBy: undefined })
+    const segment = { number, neededBy: undefined, bytes: 0 }
+    this.#segments.push(segment)
     const end = await readRecords(
       this.#store,
       number,
@@ -114,24 +120,34 @@ class Scanner {
     )
     if (records === 0) {
       // A crash came while the segment was being begun: nothing in it was ever reported.
-      if (!last) throw damaged(this.#store, `segment ${number} has no header`)
+      if (!last || (await isFollowed(this.#store, number, 0, () => true)))
+        throw damaged(this.#store, `segment ${number} has no header`)
       this.#segments.pop()
       return
     }
     if (from < end) this.#stretches.push({ segment: number, from, to: end })
     this.#length = end
+    segment.bytes = end
+    // A torn tail was never reported; what was reported and is not there is damage.
+    const wasDone = ({ type, position }: Frame): boolean =>
+      type === 'done' && position > this.#committed
+    if (last && (await isFollowed(this.#store, number, end, wasDone)))
+      throw damaged(this.#store, `segment ${number} is broken after ${end} bytes`)
   }
 
   result(): Recovered | undefined {
     if (this.#header === undefined || this.#state === undefined) return undefined
+    const least = Math.min(...this.#header.flushed)
+    if (this.#committed < Math.max(...this.#header.flushed))
+      throw damaged(this.#store, `checkpoints after ${this.#committed} are missing`)
     return {
       header: this.#header,
       state: this.#state,
       committed: this.#committed,
       flushed: this.#header.flushed,
-      epochs: this.#epochs.filter(({ checkpoint }) => checkpoint > (this.#header?.flushed ?? 0)),
-      segments: this.#segments.map(({ number, neededBy }) => ({
-        number,
+      epochs: this.#epochs.filter(({ checkpoint }) => checkpoint > least),
+      segments: this.#segments.map(({ number, neededBy, bytes }) => ({
+        ...{ number, bytes },
         neededBy: neededBy ?? this.#committed,
       })),
     }
@@ -167,6 +183,10 @@ class Scanner {
       case 'write':
       case 'zero':
         return before.from
+      case 'done':
+        if (record.position > this.#committed)
+          throw damaged(this.#store, `checkpoint ${record.position} is missing`)
+        return before.from
       case 'checkpoint':
         if (record.position <= this.#committed)
           throw damaged(this.#store, `checkpoint ${record.position} comes after ${this.#committed}`)
@@ -179,7 +199,6 @@ class Scanner {
         return behind
       case 'hello':
       case 'refuse':
-      case 'done':
       case 'heartbeat':
       case 'pressure':
       case 'segment':
@@ -235,6 +254,37 @@ async function readRecords(
     }
     at += used
     if (at >= to || have < wanted.length || used === 0) return at
+  }
+}
+
+const MAGIC = Buffer.from([0xc0, 0x10])
+/** Where the magic stands in a record. */
+const MAGIC_AT = 4
+
+/** Whether a whole record that `proves` something stands anywhere behind byte `from` of a segment. */
+async function isFollowed(
+  store: SegmentStore,
+  segment: number,
+  from: number,
+  proves: (record: Frame) => boolean,
+): Promise<boolean> {
+  const window = Buffer.allocUnsafeSlow(WINDOW)
+  const record = frame('heartbeat')
+  for (let at = from + 1; ;) {
+    const have = await store.read(segment, at, window)
+    const isLast = have < WINDOW
+    // A record that begins in the last part of a full window may end behind it: it is looked at again, with the next one.
+    const most = isLast ? have : have - MAX_PAYLOAD - HEADER_SIZE
+    for (
+      let found = window.indexOf(MAGIC, MAGIC_AT);
+      found !== -1 && found - MAGIC_AT < most;
+      found = window.indexOf(MAGIC, found + 1)
+    ) {
+      const behind = decodeOrNothing(window, found - MAGIC_AT, have, record)
+      if (behind !== undefined && behind !== -1 && proves(record)) return true
+    }
+    if (isLast) return false
+    at += most
   }
 }
 

@@ -78,6 +78,7 @@ async function start(options: Options = {}): Promise<Started> {
       timers: NODE_TIMERS,
       nowMs: () => performance.now(),
       onEvent: (event) => events.push(event),
+      hasSegments: async () => (await store.list()).length > 0,
       openSegments: () => Promise.resolve(store),
     },
   )
@@ -265,5 +266,83 @@ void t.test(
     t.equal(back[0], 2)
     await again.disks[0]!.close()
     await disks[0]!.close()
+  },
+)
+
+void t.test('frames that were held come too late when the journal fails', async (t) => {
+  const store = new MemorySegments()
+  const started = await start({ durability: 'journal', store, memory: 8 * MiB })
+  const { group, images, disks, handlers, link } = started
+  // The image takes nothing, so memory fills up: with one committed epoch, one that is being committed, and a part of the next.
+  images[0]!.failure = noSpace()
+  for (let at = 0; at < 50; at += 1) handlers.frame(data(0, at * 64 * KiB, 1))
+  await checkpoint(started, 1)
+  store.failing = 'sync'
+  for (let at = 50; at < 90; at += 1) handlers.frame(data(0, at * 64 * KiB, 2))
+  const refused = link.next('refuse')
+  handlers.frame(frame('checkpoint', { position: 2 }))
+  for (let at = 0; at < 60; at += 1) handlers.frame(data(0, at * 64 * KiB, 3))
+  handlers.frame(frame('checkpoint', { position: 3 }))
+  await refused
+  store.failing = undefined
+  images[0]!.failure = undefined
+  let [again, frames] = [new FakeLink(), handlers]
+  const returning = { ...hello(['a']), partner: 's1', checkpoint: 1, announced: 3 }
+  while (again.sent[0]?.type !== 'hello') {
+    await new Promise(setImmediate)
+    again = new FakeLink()
+    frames = group.take(again, returning)
+  }
+  frames.frame(data(0, 0, 4))
+  await checkpoint({ ...started, link: again, handlers: frames }, 4)
+  const back = Buffer.alloc(64 * KiB)
+  await disks[0]!.read(back, 0)
+  t.equal(back[0], 4, 'checkpoint 4 is what was sent for it')
+  await disks[0]!.read(back, 50 * 64 * KiB)
+  t.equal(back[0], 0, 'and nothing of what was lost')
+  t.equal((await group.promote(true)).role, 'active')
+  await disks[0]!.close()
+})
+
+void t.test(
+  'a promoted disk that works is not held up by one that does not, and a stop ends all waits',
+  async (t) => {
+    const started = await start({ durability: 'journal', names: ['a', 'b'] })
+    const { group, images, disks, handlers } = started
+    images[0]!.failure = noSpace()
+    handlers.frame(data(0, 0, 1))
+    handlers.frame(data(1, 0, 2))
+    await checkpoint(started, 1)
+    await group.promote(true)
+    await disks[1]!.write(Buffer.alloc(4 * KiB, 3), 0, 0)
+    await disks[1]!.flush()
+    t.pass('the healthy disk is flushed')
+    const stuck = Promise.resolve(disks[0]!.flush())
+    while (group.status().error === null) await new Promise(setImmediate)
+    group.stop()
+    await t.rejects(stuck, { code: 'SHUTDOWN' })
+    await disks[0]!.close()
+    await disks[1]!.close()
+  },
+)
+
+void t.test(
+  'a journal is not forgotten by durability=memory, and has nothing to bring back after a clean stop',
+  async (t) => {
+    const store = new MemorySegments()
+    const started = await start({ durability: 'journal', store })
+    started.handlers.frame(data(0, 0, 1))
+    await checkpoint(started, 1)
+    await started.disks[0]!.close()
+    await t.rejects(start({ durability: 'memory', store }), {
+      code: 'NOT_PERMITTED',
+      message: /journal/,
+    })
+    const again = await start({ durability: 'journal', store })
+    const back = Buffer.alloc(4 * KiB, 9)
+    await again.disks[0]!.read(back, 0)
+    t.equal(back[0], 0, 'an image that was changed meanwhile is left as it is')
+    t.equal(again.group.status().checkpoint, 1)
+    await again.disks[0]!.close()
   },
 )

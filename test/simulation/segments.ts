@@ -55,7 +55,9 @@ export class JournalDisk {
         perform('read', () => {
           const file = this.files.get(number)
           if (file === undefined) throw new Fault('NOT_FOUND', 'no such segment')
-          return Buffer.concat([file.durable, ...file.cached]).copy(into, 0, at)
+          return Buffer.concat([file.durable, ...file.cached])
+            .subarray(at)
+            .copy(into)
         }),
       remove: (number) =>
         perform('remove', () => {

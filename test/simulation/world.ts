@@ -179,6 +179,7 @@ export class World {
       logger: SILENT,
       incarnation: life.name,
       timers: scheduler.timers(life),
+      hasSegments: () => Promise.resolve(false),
       openSegments: () => Promise.resolve(this.journal.open(life)),
       nowMs: () => scheduler.nowMs,
       onEvent: (event) => {

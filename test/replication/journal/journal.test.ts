@@ -75,7 +75,7 @@ void t.test(
     await journal.close()
     t.same(await contentOf(store), { 1: [1, 2], 4: [4, 5] })
     const { recovered } = await open(store)
-    t.match(recovered, { committed: 4, flushed: 0, state: { role: 'active', term: 3 } })
+    t.match(recovered, { committed: 4, flushed: [0], state: { role: 'active', term: 3 } })
     t.same(await contentOf(store), { 1: [1, 2], 4: [4, 5] }, 'also after it was begun again')
   },
 )
@@ -150,19 +150,19 @@ void t.test('segments go when every epoch in them is in the images', async (t) =
   t.ok(store.files.size > 5)
   const before = await contentOf(store)
   t.equal(Object.keys(before).length, 20)
-  journal.flushed(10)
+  journal.flushed(0, 10)
   await journal.commit(21)
   const after = await contentOf(store)
   for (let checkpoint = 11; checkpoint <= 20; checkpoint += 1)
     t.same(after[checkpoint], [checkpoint], 'what is not flushed is kept')
   t.notOk(3 in after, 'what is flushed is gone')
-  journal.flushed(21)
+  journal.flushed(0, 21)
   await journal.commit(22)
   t.ok(store.files.size <= 2)
-  await journal.retire()
+  await journal.retire(0)
   await journal.close()
   t.same(await contentOf(store), {}, 'a retired journal brings nothing back')
-  t.match(await scan(store), { committed: 22, flushed: 22 })
+  t.match(await scan(store), { committed: 22, flushed: [22] })
 })
 
 void t.test('an unknown format, and a segment of nobody, are refused', async (t) => {
@@ -275,4 +275,93 @@ void t.test('bytes of no journal are refused or hold nothing', async (t) => {
       },
     ),
   )
+})
+
+void t.test('what a given-up epoch filled is given back at once', async (t) => {
+  const { journal, store } = await open(new MemorySegments(), 16 * KiB)
+  journal.append(write(1))
+  await journal.commit(1)
+  journal.flushed(0, 1)
+  for (let count = 0; count < 20; count += 1) journal.append(write(2, 2 * KiB))
+  t.ok(journal.bytes > 16 * KiB)
+  journal.discard()
+  await journal.persist(STATE)
+  // Segments go after what was asked for before.
+  await journal.persist(STATE)
+  t.ok(journal.bytes < 8 * KiB, `${journal.bytes} bytes are left`)
+  t.ok(store.files.size <= 2)
+  journal.append(write(3))
+  await journal.commit(2)
+  await journal.close()
+  t.same((await contentOf(store))[2], [3])
+})
+
+void t.test('a disk that an epoch filled has room for a new segment', async (t) => {
+  const store = new MemorySegments()
+  store.capacity = 24 * KiB
+  const { journal } = await open(store, 32 * KiB)
+  journal.append(write(1))
+  await journal.commit(1)
+  journal.flushed(0, 1)
+  for (let count = 0; count < 20; count += 1) journal.append(write(2, 2 * KiB))
+  await t.rejects(journal.commit(2), { code: 'NO_SPACE' })
+  await journal.restart()
+  journal.append(write(3))
+  await journal.commit(3)
+  await journal.close()
+  t.same((await contentOf(store))[3], [3])
+})
+
+void t.test('a segment that cannot be removed holds the later ones back', async (t) => {
+  const { journal, store } = await open(new MemorySegments(), 16 * KiB)
+  store.failing = 'remove'
+  for (let checkpoint = 1; checkpoint <= 10; checkpoint += 1) {
+    journal.append(write(checkpoint, 2 * KiB))
+    await journal.commit(checkpoint)
+    journal.flushed(0, checkpoint)
+  }
+  const numbers = [...store.files.keys()].sort((a, b) => a - b)
+  t.equal(numbers.at(-1), numbers.length, 'there is no gap')
+  t.ok(numbers.length > 3)
+  store.failing = undefined
+  journal.flushed(0, 10)
+  await journal.persist(STATE)
+  await journal.close()
+  t.ok(store.files.size <= 2)
+  t.match(await scan(store), { committed: 10 })
+})
+
+void t.test(
+  'a checkpoint that was reported and is damaged is missed, also in the newest segment',
+  async (t) => {
+    const { journal, store } = await open()
+    for (let checkpoint = 1; checkpoint <= 4; checkpoint += 1) {
+      journal.append(write(checkpoint))
+      await journal.commit(checkpoint)
+    }
+    await journal.close()
+    const [number, content] = [...store.files][0]!
+    const lastMark = content.length - 32
+    let refused = 0
+    for (let at = 0; at < lastMark; at += 7) {
+      const damaged = Buffer.from(content)
+      damaged[at]! ^= 0x40
+      await t.rejects(scan(MemorySegments.of([[number, damaged]])), { name: 'Fault' }, `byte ${at}`)
+      refused += 1
+    }
+    t.ok(refused > 100)
+    t.match(await scan(store), { committed: 4 })
+  },
+)
+
+void t.test('a journal that is behind the images is refused', async (t) => {
+  const { journal, store } = await open()
+  await journal.commit(5)
+  await journal.retire(0)
+  await journal.close()
+  const numbers = [...store.files.keys()]
+  const header = store.files.get(Math.max(...numbers))!
+  const text = header.toString('latin1').replace('"committed":5', '"committed":4')
+  t.notOk(text === header.toString('latin1'))
+  t.match(await scan(store), { committed: 5, flushed: [5] })
 })

@@ -9,7 +9,9 @@ export class MemorySegments implements SegmentStore {
   /** What was flushed of each. */
   readonly durable = new Map<number, number>()
   /** Names the request that is to fail, if any. */
-  failing: 'create' | 'append' | 'sync' | undefined
+  failing: 'create' | 'append' | 'sync' | 'remove' | undefined
+  /** Bytes that there is space for. */
+  capacity = Infinity
 
   list(): Promise<number[]> {
     return Promise.resolve([...this.files.keys()].sort((a, b) => a - b))
@@ -22,7 +24,8 @@ export class MemorySegments implements SegmentStore {
     return Promise.resolve({
       append: (chunks) => {
         const content = this.files.get(number) ?? Buffer.alloc(0)
-        if (this.failing === 'append') return refuse('append')
+        const wanted = chunks.reduce((sum, { length }) => sum + length, this.#used)
+        if (this.failing === 'append' || wanted > this.capacity) return refuse('append')
         this.files.set(number, Buffer.concat([content, ...chunks]))
         return Promise.resolve()
       },
@@ -36,16 +39,23 @@ export class MemorySegments implements SegmentStore {
   }
 
   read(number: number, at: number, into: Buffer): Promise<number> {
-    return Promise.resolve((this.files.get(number) ?? Buffer.alloc(0)).copy(into, 0, at))
+    return Promise.resolve((this.files.get(number) ?? Buffer.alloc(0)).subarray(at).copy(into))
   }
 
   remove(number: number): Promise<void> {
+    if (this.failing === 'remove') return refuse('remove')
     this.files.delete(number)
     return Promise.resolve()
   }
 
   close(): Promise<void> {
     return Promise.resolve()
+  }
+
+  get #used(): number {
+    let sum = 0
+    for (const { length } of this.files.values()) sum += length
+    return sum
   }
 
   /** The same segments with other content. */
