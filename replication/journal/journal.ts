@@ -28,7 +28,7 @@ const SEGMENTS = 4
 const CHUNK = 512 * KiB
 const SPARE_CHUNKS = 16
 /** Bytes written and not yet durable, beyond which they are made so: what is left for a commit to wait for is little. */
-const MOST_UNSYNCED = 2 * MiB
+const MOST_UNSYNCED = 4 * MiB
 /** Bytes accepted and not written, beyond which the caller should take no more. */
 export const MOST_BACKLOG = 4 * MiB
 
@@ -87,6 +87,9 @@ export class Journal implements EpochLog {
   #written = 0
   #synced = 0
   #pumping: Promise<void> | undefined
+  /** Under way beside the writes; never rejects. */
+  #syncing: Promise<void> | undefined
+  #syncFault: Fault | undefined
   #failed: Fault | undefined
   #closed = false
 
@@ -283,19 +286,24 @@ export class Journal implements EpochLog {
     // What is queued in one turn of the event loop is written together.
     await Promise.resolve()
     try {
-      while (this.#queue.length > 0 || this.#mustSync()) {
-        if (this.#mustSync()) await this.#sync()
-        else await this.#work()
+      for (;;) {
+        if (this.#mustSync()) this.#beginSync()
+        if (this.#queue.length > 0) await this.#work()
+        else if (this.#syncing !== undefined) await this.#syncing
+        else break
+        this.#checkSync()
       }
     } catch (error) {
       if (!(error instanceof Fault)) throw error
+      await this.#syncing
+      this.#syncFault = undefined
       await this.#fail(error)
     }
     this.#pumping = undefined
   }
 
   #mustSync(): boolean {
-    if (this.#written === this.#synced) return false
+    if (this.#written === this.#synced || this.#syncing !== undefined) return false
     const [first] = this.#waiters
     if (first !== undefined && first.position <= this.#written) return true
     return this.#written - this.#synced >= MOST_UNSYNCED
@@ -379,11 +387,36 @@ export class Journal implements EpochLog {
     this.#wakeDrained()
   }
 
-  async #sync(): Promise<void> {
-    if (this.#written === this.#synced) return
+  /** Makes what is written so far durable, while more may be written. */
+  #beginSync(): void {
     const position = this.#written
-    await this.#file?.sync()
-    this.#reach(position)
+    assert(this.#file !== undefined, 'a journal is begun before it is flushed')
+    this.#syncing = this.#file.sync().then(
+      () => {
+        this.#syncing = undefined
+        this.#reach(position)
+      },
+      (error: unknown) => {
+        this.#syncing = undefined
+        this.#syncFault = asFault(error, 'IO', 'cannot flush the journal')
+      },
+    )
+  }
+
+  /** @throws Fault when a flush that was under way has failed */
+  #checkSync(): void {
+    if (this.#syncFault !== undefined) throw this.#syncFault
+  }
+
+  /** Resolves when everything that is written is durable. @throws Fault */
+  async #sync(): Promise<void> {
+    await this.#syncing
+    this.#checkSync()
+    if (this.#written > this.#synced) {
+      this.#beginSync()
+      await this.#syncing
+      this.#checkSync()
+    }
   }
 
   /** Everything up to `position` is durable. */
