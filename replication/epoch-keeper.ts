@@ -63,9 +63,9 @@ export class EpochKeeper {
     return this.#log.backlog < MOST_BACKLOG && this.#log.bytes < this.#limit
   }
 
-  /** Calls `wake` once when all of the log is written. @returns false when it is already */
+  /** Calls `wake` once when the log has caught up with what it was given. @returns false when it is not behind */
   awaitWritten(wake: () => void): boolean {
-    if (this.#log.backlog === 0) return false
+    if (this.#log.backlog < MOST_BACKLOG) return false
     this.#log.whenDrained(wake)
     return true
   }

@@ -29,7 +29,7 @@ export interface EpochLog {
   flushed(disk: number, checkpoint: number): void
   /** Every epoch is in the disk's image: resolves when a crash can bring none of them back over what comes later. @throws Fault */
   retire(disk: number): MaybePromise<void>
-  /** Calls `wake` once, when nothing is waiting to be written. */
+  /** Calls `wake` once, when little is waiting to be written. */
   whenDrained(wake: () => void): void
   close(): Promise<void>
 }

@@ -26,11 +26,12 @@ const SEGMENT = 64 * MiB
 const SEGMENTS = 4
 /** Bytes of one buffer of records; the longest record fits. */
 const CHUNK = 512 * KiB
-const SPARE_CHUNKS = 16
+const SPARE_CHUNKS = 32
 /** Bytes written and not yet durable, beyond which they are made so: what is left for a commit to wait for is little. */
-const MOST_UNSYNCED = 4 * MiB
-/** Bytes accepted and not written, beyond which the caller should take no more. */
-export const MOST_BACKLOG = 4 * MiB
+const MOST_UNSYNCED = 8 * MiB
+/** Bytes accepted and not written, beyond which the caller should take no more, and at which it may go on. */
+export const MOST_BACKLOG = 16 * MiB
+const SMALL_BACKLOG = 4 * MiB
 
 export interface JournalOptions {
   readonly store: SegmentStore
@@ -204,7 +205,7 @@ export class Journal implements EpochLog {
   }
 
   whenDrained(wake: () => void): void {
-    if (this.backlog === 0) wake()
+    if (this.backlog <= SMALL_BACKLOG) wake()
     else this.#drained.push(wake)
   }
 
@@ -446,7 +447,7 @@ export class Journal implements EpochLog {
   }
 
   #wakeDrained(): void {
-    if (this.backlog > 0) return
+    if (this.backlog > SMALL_BACKLOG) return
     const drained = this.#drained
     this.#drained = []
     for (const wake of drained) wake()
