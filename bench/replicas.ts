@@ -48,8 +48,8 @@ export async function subjects(effort: Effort): Promise<Subjects> {
 
 export function durabilityNote(durable: boolean): string {
   const colotap = durable
-    ? `that of colotap is, except in the column "${COLOTAP_MEMORY}".`
-    : 'that of this colotap is neither.'
+    ? `one of colotap does, except in the column "${COLOTAP_MEMORY}".`
+    : 'neither does one of this colotap.'
   return `A checkpoint of QEMU does not survive a crash of the secondary; ${colotap}`
 }
 

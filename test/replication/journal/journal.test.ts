@@ -255,7 +255,7 @@ void t.test('damaged anywhere, a journal gives a prefix of its epochs or a fault
         if (!(error instanceof Fault)) throw error
       }
     }),
-    { numRuns: 500 },
+    { numRuns: 200 },
   )
 })
 
