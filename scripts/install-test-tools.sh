@@ -5,6 +5,7 @@ set -euo pipefail
 
 packages=(
   qemu-utils qemu-system-x86 nbdkit libnbd-bin python3-libnbd nbd-client fio e2fsprogs xfsprogs
+  openssl gnutls-bin
 )
 
 if ! command -v dpkg-query >/dev/null; then
