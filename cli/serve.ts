@@ -44,7 +44,7 @@ export const serve: Subcommand = {
     'state-dir': { value: 'DIR', meaning: 'where journals and other lasting state are kept' },
     'read-only': { meaning: 'let no client write to any export' },
     'log-level': { value: LOG_LEVELS.join('|'), meaning: 'what to log on standard error' },
-    insecure: { meaning: 'allow addresses beyond loopback, which are not encrypted' },
+    insecure: { meaning: 'allow addresses beyond loopback without encryption' },
   },
   notes: NOTES,
   run,

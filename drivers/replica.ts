@@ -28,6 +28,22 @@ const KEYS = {
     meaning: 'milliseconds of silence after which the peer counts as gone',
     values: '100-600000',
   },
+  'tls-creds': {
+    meaning: 'both sides prove themselves by X.509 certificates, and the link is encrypted',
+    values: 'a folder with ca-cert.pem and server- or client-cert.pem and -key.pem',
+  },
+  'tls-psk': {
+    meaning: 'both sides prove themselves by a pre-shared key, and the link is encrypted',
+    values: 'a file with lines username:hexkey',
+  },
+  'tls-user': {
+    meaning: 'the user of the tls-psk file that the primary is; a secondary accepts only this one',
+    values: 'a name',
+  },
+  'tls-name': {
+    meaning: "the name that the other side's certificate must have",
+    values: 'a host name or an address',
+  },
 } as const
 
 /** Remus and COLO differ in what the secondary's guest may see, not in how a pipeline is written. */

@@ -6,16 +6,17 @@
 
 import { randomUUID } from 'node:crypto'
 import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 
-import { isLoopback, parseHostPort } from '../core/address.ts'
+import { formatHostPort, parseHostPort } from '../core/address.ts'
 import type { BlockDevice } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { GiB, MiB, SECTOR, TiB } from '../core/units.ts'
+import { dialTo } from '../replication/dial.ts'
 import type { GroupEnvironment } from '../replication/environment.ts'
 import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication/group.ts'
 import { hasFileSegments, openFileSegments } from '../replication/journal/file-segments.ts'
-import { tcpDial } from '../replication/link.ts'
 import { ReplicationListener } from '../replication/listener.ts'
 import { NODE_TIMERS } from '../replication/node-timers.ts'
 import { PrimaryDisk } from '../replication/primary-disk.ts'
@@ -25,11 +26,17 @@ import { SecondaryGroup } from '../replication/secondary-group.ts'
 import type { GroupSettings } from '../replication/settings.ts'
 import { choiceSetting, integerSetting, sizeSetting, type Stage } from './driver.ts'
 import { Guard } from './guard.ts'
+import {
+  loadSecurity,
+  refuseExposure,
+  securityOf,
+  type SecuritySettings,
+} from './link-credentials.ts'
 
 export interface RegistryOptions {
   readonly logger: Logger
   readonly onEvent: GroupEventSink
-  /** Allow a secondary to listen beyond loopback, though the link is not encrypted yet. */
+  /** Allow links beyond loopback that are not encrypted. */
   readonly insecure: boolean
   /** Each group that keeps a journal has a folder of its name below this one. */
   readonly stateDir: string
@@ -37,17 +44,29 @@ export interface RegistryOptions {
 
 type Role = 'primary' | 'secondary' | 'auto'
 
-interface Member {
+/** What the disks of a group have in common. */
+interface Terms {
   readonly settings: GroupSettings
   readonly role: Role
+  readonly security: SecuritySettings
+}
+
+interface Member {
+  readonly terms: Terms
   readonly group: PrimaryGroup | SecondaryGroup
+}
+
+/** What the groups behind a port have in common. */
+interface Port {
+  readonly listener: ReplicationListener
+  readonly security: SecuritySettings
 }
 
 export class ReplicationRegistry {
   readonly #options: RegistryOptions
   readonly #environment: GroupEnvironment
   readonly #members = new Map<string, Member>()
-  readonly #listeners = new Map<string, ReplicationListener>()
+  readonly #ports = new Map<string, Port>()
 
   constructor(options: RegistryOptions) {
     this.#options = options
@@ -81,20 +100,21 @@ export class ReplicationRegistry {
         where: exportName,
         remedy: 'leave one of the layers out',
       })
-    const settings = settingsOf(stage, mode)
-    const role = choiceSetting(stage, 'role', ['auto', 'primary', 'secondary'], 'auto')
-    let member = this.#members.get(settings.group)
+    const terms: Terms = {
+      settings: settingsOf(stage, mode),
+      role: choiceSetting(stage, 'role', ['auto', 'primary', 'secondary'], 'auto'),
+      security: securityOf(stage),
+    }
+    const { group } = terms.settings
+    let member = this.#members.get(group)
     if (member === undefined) {
-      member = { settings, role, group: await this.#newGroup(settings, role) }
-      this.#members.set(settings.group, member)
-    } else if (
-      role !== member.role ||
-      JSON.stringify(settings) !== JSON.stringify(member.settings)
-    ) {
+      member = { terms, group: await this.#newGroup(terms) }
+      this.#members.set(group, member)
+    } else if (!isDeepStrictEqual(terms, member.terms)) {
       const remedy = 'give all disks of a group the same address, driver and settings'
       throw new Fault(
         'INVALID',
-        `disk "${exportName}" disagrees with the other disks of group "${settings.group}"`,
+        `disk "${exportName}" disagrees with the other disks of group "${group}"`,
         { remedy },
       )
     }
@@ -106,7 +126,7 @@ export class ReplicationRegistry {
   /** Begins to connect and to listen, once every disk is attached. */
   async start(): Promise<void> {
     for (const { group } of this.#members.values()) await group.start()
-    for (const listener of this.#listeners.values()) listener.start()
+    for (const { listener } of this.#ports.values()) listener.start()
   }
 
   /** The server is being shut down: what waits is refused, and so are commands. */
@@ -116,31 +136,46 @@ export class ReplicationRegistry {
   }
 
   async close(): Promise<void> {
-    for (const listener of this.#listeners.values()) await listener.close()
+    for (const { listener } of this.#ports.values()) await listener.close()
   }
 
-  async #newGroup(settings: GroupSettings, role: Role): Promise<PrimaryGroup | SecondaryGroup> {
+  async #newGroup({ settings, role, security }: Terms): Promise<PrimaryGroup | SecondaryGroup> {
     if (role === 'secondary' && settings.port === 0)
       throw new Fault('INVALID', 'a secondary on port 0 listens where no primary finds it', {
         where: `group ${settings.group}`,
         remedy: 'choose a port',
       })
-    const listener = role === 'primary' ? undefined : await this.#listener(settings, role)
-    if (listener === undefined)
-      return new PrimaryGroup(settings, this.#environment, tcpDial(settings.host, settings.port))
+    const listener = role === 'primary' ? undefined : await this.#listener(settings, role, security)
+    if (listener === undefined) return this.#newPrimary(settings, security)
     const group = new SecondaryGroup(settings, this.#environment)
     listener.add(settings.group, group)
     return group
   }
 
+  async #newPrimary(settings: GroupSettings, security: SecuritySettings): Promise<PrimaryGroup> {
+    const { insecure, logger } = this.#options
+    const { host, port } = settings
+    if (!insecure) refuseExposure(security, settings, 'client')
+    const dial = dialTo({ host, port, security: await loadSecurity(security, 'client'), logger })
+    return new PrimaryGroup(settings, this.#environment, dial)
+  }
+
   /** @returns undefined when this side is a primary by blktap2's rule: the address is not to be had here */
   async #listener(
-    { host, port }: GroupSettings,
+    { group, host, port }: GroupSettings,
     role: Role,
+    security: SecuritySettings,
   ): Promise<ReplicationListener | undefined> {
-    const address = `${host}:${port}`
-    const existing = this.#listeners.get(address)
-    if (existing !== undefined) return existing
+    const address = formatHostPort({ host, port })
+    const existing = this.#ports.get(address)
+    if (existing !== undefined) {
+      if (isDeepStrictEqual(security, existing.security)) return existing.listener
+      throw new Fault(
+        'INVALID',
+        `group "${group}" disagrees with the other groups on its port about who is let in`,
+        { where: address, remedy: 'give them the same tls- settings, or another port' },
+      )
+    }
     const listener = new ReplicationListener(host, port, this.#options.logger)
     try {
       await listener.listen()
@@ -148,17 +183,15 @@ export class ReplicationRegistry {
       if (role === 'auto') return undefined
       throw error
     }
-    if (!this.#options.insecure && !isLoopback(host)) {
+    try {
+      if (!this.#options.insecure) refuseExposure(security, { host, port }, 'server')
+      const credentials = await loadSecurity(security, 'server')
+      if (credentials !== undefined) listener.secure(credentials)
+    } catch (error) {
       await listener.close()
-      const remedy =
-        'listen on a loopback address behind a tunnel, or accept the risk with --insecure'
-      throw new Fault(
-        'NOT_PERMITTED',
-        'the replication link is neither authenticated nor encrypted yet',
-        { where: address, remedy },
-      )
+      throw error
     }
-    this.#listeners.set(address, listener)
+    this.#ports.set(address, { listener, security })
     return listener
   }
 }

@@ -8,11 +8,11 @@
  *  - `closed` is reported exactly once, and no frame after it.
  */
 
-import { connect, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 
 import { Fault } from '../core/fault.ts'
 import { KiB, MiB } from '../core/units.ts'
-import type { Dial, Link, LinkHandlers } from './environment.ts'
+import type { Link, LinkHandlers } from './environment.ts'
 import { encodeHeader, HEADER_SIZE, type Frame } from './machine/frame.ts'
 import { FrameReader } from './machine/frame-reader.ts'
 
@@ -144,20 +144,6 @@ export class SocketLink implements Link {
     // After a close the socket may still be writing from this memory: let it go instead of using it again.
     if (!this.#closed && this.#spare.length * BATCH < 4 * MiB) this.#spare.push(batch.memory)
     for (const handed of batch.handed) handed()
-  }
-}
-
-/** Dials the secondary over TCP. */
-export function tcpDial(host: string, port: number): Dial {
-  return (connected, failed) => {
-    const socket = connect({ host, port })
-    const fail = (error: Error): void => failed(error.message)
-    socket.once('error', fail)
-    socket.once('connect', () => {
-      socket.off('error', fail)
-      connected((handlers) => new SocketLink(socket, handlers))
-    })
-    return () => socket.destroy()
   }
 }
 

@@ -28,6 +28,8 @@ export const HEADER_SIZE = 32
 export const MAX_PAYLOAD = 256 * KiB
 
 const MAGIC = 0xc010
+const TLS_ALERT = 21
+const TLS_HANDSHAKE = 22
 
 export const FRAME_TYPES = {
   hello: 1,
@@ -107,7 +109,7 @@ export function encodeFrame(frame: Readonly<Frame>): Buffer {
  */
 export function decodeFrame(bytes: Buffer, start: number, end: number, out: Frame): number {
   const have = end - start
-  if (have >= 6 && bytes.readUInt16BE(start + 4) !== MAGIC) throw broken('not a replication frame')
+  if (have >= 6 && bytes.readUInt16BE(start + 4) !== MAGIC) throw foreign(bytes, start)
   if (have < HEADER_SIZE) return -1
   const length = bytes.readUInt32BE(start + 24)
   if (length > MAX_PAYLOAD) throw broken(`a payload of ${length} bytes is more than ${MAX_PAYLOAD}`)
@@ -141,6 +143,16 @@ function readU64(bytes: Buffer, at: number): number {
   const high = bytes.readUInt32BE(at)
   if (high >= 2 ** 21) throw broken('a number beyond 2^53')
   return high * 2 ** 32 + bytes.readUInt32BE(at + 4)
+}
+
+/** Both sides meet the other kind of connection here: a TLS record begins with its type and version (RFC 8446, section 5.1). */
+function foreign(bytes: Buffer, start: number): Fault {
+  const [type, major] = bytes.subarray(start, start + 2)
+  if (major !== 3 || (type !== TLS_HANDSHAKE && type !== TLS_ALERT))
+    return broken('not a replication frame')
+  return new Fault('PROTOCOL', 'the other side speaks TLS, and this side has no credentials', {
+    remedy: 'give both sides the same tls-creds= or tls-psk=',
+  })
 }
 
 function broken(why: string): Fault {

@@ -9,7 +9,7 @@ for (const { name, keys } of DRIVERS) {
     const heading = new RegExp(`^## .*\`${name}\`.*$`, 'm').exec(text)
     t.ok(heading, 'it has a section')
     const section = text.slice(heading?.index).split(/^## /m)[1] ?? ''
-    const described = [...section.matchAll(/^\| `(\w+)` \|/gm)].map(([, key]) => key)
+    const described = [...section.matchAll(/^\| `([\w-]+)` \|/gm)].map(([, key]) => key)
     t.same(described.sort(), Object.keys(keys).sort())
     t.end()
   })
