@@ -1,6 +1,6 @@
 /** The subcommands that ask a running server something: each is one command of the control protocol, shown. */
 
-import type { ExportSummary } from '../control/commands.ts'
+import type { ExportSummary } from '../control/command.ts'
 import { QmpClient, type ReceivedEvent } from '../control/qmp-client.ts'
 import { formatSize } from '../core/units.ts'
 import type { CheckpointResult, GroupStatus } from '../replication/group.ts'
@@ -8,7 +8,8 @@ import { usageError, type Given, type Subcommand, type Terminal } from './comman
 import { CONTROL_OPTION, defaultControlPath } from './control-socket.ts'
 import { exportsText, formatTime, groupText } from './status-text.ts'
 
-const COMMON = {
+/** What every subcommand that asks a server understands. */
+export const COMMON = {
   control: CONTROL_OPTION,
   json: { meaning: "print the server's reply as it is, for programs" },
 } as const
@@ -47,25 +48,12 @@ export const checkpoint: Subcommand = {
     'timeout-ms': { value: 'MS', meaning: 'fail when it is not committed after so long' },
   },
   run: (given, terminal) => {
-    const args = { ...groupOf(given), ...timeoutOf(given) }
+    const args = { ...groupOf(given), ...timeoutOf(checkpoint, given) }
     return asking(given, terminal, async (server) => {
       const reply = (await server.execute('replication-checkpoint', args)) as CheckpointResult
       terminal.print(given.has('json') ? JSON.stringify(reply) : checkpointText(reply))
     })
   },
-}
-
-export const promote: Subcommand = {
-  name: 'promote',
-  summary: 'make a secondary the active copy, because its primary is lost',
-  positional: 'GROUP',
-  options: { ...COMMON, force: { meaning: 'also while the primary is still connected' } },
-  run: (given, terminal) =>
-    asking(given, terminal, async (server) => {
-      const args = { ...groupOf(given), ...(given.has('force') ? { force: true } : {}) }
-      const reply = (await server.execute('replication-promote', args)) as GroupStatus
-      terminal.print(given.has('json') ? JSON.stringify(reply) : groupText(reply))
-    }),
 }
 
 export const events: Subcommand = {
@@ -88,7 +76,8 @@ export const events: Subcommand = {
   },
 }
 
-async function asking(
+/** Asks a running server, and closes the connection whatever comes of it. */
+export async function asking(
   given: Given,
   terminal: Terminal,
   ask: (server: QmpClient) => Promise<void>,
@@ -105,15 +94,16 @@ function controlOf(given: Given, terminal: Terminal): string {
   return given.value('control') ?? defaultControlPath(terminal)
 }
 
-function groupOf({ positional }: Given): { readonly group?: string } {
+export function groupOf({ positional }: Given): { readonly group?: string } {
   return positional === undefined ? {} : { group: positional }
 }
 
-function timeoutOf(given: Given): { readonly timeoutMs?: number } {
+/** @throws UsageError when the number is none */
+export function timeoutOf(of: Subcommand, given: Given): { readonly timeoutMs?: number } {
   const text = given.value('timeout-ms')
   if (text === undefined) return {}
   if (/^\d{1,15}$/.test(text)) return { timeoutMs: Number(text) }
-  throw usageError(checkpoint, `--timeout-ms "${text}" is not a whole number`)
+  throw usageError(of, `--timeout-ms "${text}" is not a whole number`)
 }
 
 function checkpointText({

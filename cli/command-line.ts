@@ -18,7 +18,7 @@ export interface OptionSpec {
   readonly meaning: string
 }
 
-type OptionTable = Readonly<Record<string, OptionSpec>>
+export type OptionTable = Readonly<Record<string, OptionSpec>>
 
 /** What a subcommand may use of the world. */
 export interface Terminal {

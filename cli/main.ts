@@ -6,7 +6,8 @@
  */
 
 import { Fault } from '../core/fault.ts'
-import { checkpoint, events, promote, status } from './ask-server.ts'
+import { checkpoint, events, status } from './ask-server.ts'
+import { connect, demote, disconnect, promote, resync, set, switchover } from './change-group.ts'
 import { closest } from './closest.ts'
 import {
   columns,
@@ -25,6 +26,12 @@ const SUBCOMMANDS: readonly Subcommand[] = [
   status,
   checkpoint,
   promote,
+  demote,
+  switchover,
+  connect,
+  disconnect,
+  resync,
+  set,
   events,
   demo,
   version,

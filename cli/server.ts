@@ -7,7 +7,7 @@
  *  - A close that fails in one part still closes the others, and then reports the first failure.
  */
 
-import type { ControlContext, ExportSummary } from '../control/commands.ts'
+import type { ControlContext, ExportSummary } from '../control/command.ts'
 import { EventBus } from '../control/events.ts'
 import { QmpServer } from '../control/qmp-server.ts'
 import { BufferPool } from '../core/buffer-pool.ts'

@@ -1,6 +1,6 @@
 /** The status of replication groups and exports in words, for people. */
 
-import type { ExportSummary } from '../control/commands.ts'
+import type { ExportSummary } from '../control/command.ts'
 import { formatSize } from '../core/units.ts'
 import type { DiskStatus, GroupStatus, Protection } from '../replication/group.ts'
 import { columns } from './command-line.ts'
@@ -12,7 +12,8 @@ const ADVICE: Readonly<Record<Protection, string | undefined>> = {
     'writes are kept here only: bring the secondary or its link back, and it catches up by itself',
   connecting: 'the peer has not answered yet: see that it runs, and that its address is right',
   resyncing: 'the copy is being completed: nothing to do',
-  frozen: 'no write is acknowledged: restore the link, or promote the other side',
+  frozen:
+    'no write is acknowledged: restore the link, promote the other side, or go on alone with set --on-link-loss continue',
   inconsistent:
     'this copy is a mixture and cannot be used: let a resync from the other side finish',
 }
@@ -32,7 +33,9 @@ export function groupText(status: GroupStatus): string {
     ['protection', reason === null ? protection : `${protection}: ${reason}`],
     ...(advice === undefined ? [] : [['', advice] as [string, string]]),
     ['checkpoint', `${number}, term ${term}${role === 'active' ? '' : kept}`],
+    ...timesOf(status),
     ['peer', peer ?? 'none connected'],
+    ...resyncOf(status),
     ...(status.ramdiskBytes > 0
       ? [['held', `${formatSize(status.ramdiskBytes)} of epochs in memory`] as [string, string]]
       : []),
@@ -43,6 +46,31 @@ export function groupText(status: GroupStatus): string {
     ...(status.error === null ? [] : [['error', status.error] as [string, string]]),
   ]
   return `group ${group} (${mode}): ${served}, ${protection}\n${columns(rows)}`
+}
+
+function timesOf({ checkpoints }: GroupStatus): [string, string][] {
+  if (checkpoints === null) return []
+  const { ageMs, pauseUs, commitUs } = checkpoints
+  const pair = ({ p50, p99 }: typeof pauseUs): string => `${formatTime(p50)} / ${formatTime(p99)}`
+  return [
+    [
+      '',
+      `${formatTime(ageMs * 1000)} ago; pause ${pair(pauseUs)}, of it commit ${pair(commitUs)} (p50 / p99)`,
+    ],
+  ]
+}
+
+function resyncOf({ resync }: GroupStatus): [string, string][] {
+  if (resync === null) return []
+  const { sentBytes, totalBytes, bytesPerSecond, secondsLeft } = resync
+  const share = Math.floor((100 * sentBytes) / totalBytes)
+  const left = secondsLeft === null ? '' : `, about ${secondsLeft} s left`
+  return [
+    [
+      'resync',
+      `${share} %: ${formatSize(sentBytes)} of ${formatSize(totalBytes)} at ${formatSize(bytesPerSecond)}/s${left}`,
+    ],
+  ]
 }
 
 function diskText({ size, dirtyBytes }: DiskStatus): string {

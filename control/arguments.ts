@@ -18,6 +18,7 @@ type ArgumentSpec =
   | (Described & { readonly type: 'boolean' })
   | (Described & { readonly type: 'integer'; readonly min: number; readonly max: number })
   | (Described & { readonly type: 'string' })
+  | (Described & { readonly type: 'choice'; readonly of: readonly string[] })
 
 export type ArgumentSchema = Readonly<Record<string, ArgumentSpec>>
 
@@ -25,7 +26,9 @@ type ValueOf<Spec extends ArgumentSpec> = Spec extends { type: 'boolean' }
   ? boolean
   : Spec extends { type: 'integer' }
     ? number
-    : string
+    : Spec extends { type: 'choice'; of: readonly (infer Choice)[] }
+      ? Choice
+      : string
 
 /** What a command's run() receives: each declared argument, undefined where it is optional and absent. */
 export type ArgumentValues<Schema extends ArgumentSchema> = {
@@ -71,6 +74,8 @@ function fits(spec: ArgumentSpec, value: unknown): boolean {
       return Number.isSafeInteger(value) && Number(value) >= spec.min && Number(value) <= spec.max
     case 'string':
       return typeof value === 'string'
+    case 'choice':
+      return spec.of.some((choice) => choice === value)
   }
 }
 
@@ -82,6 +87,8 @@ function allowed(spec: ArgumentSpec): string {
       return `a whole number from ${spec.min} to ${spec.max}`
     case 'string':
       return 'a string'
+    case 'choice':
+      return spec.of.map(quote).join(' or ')
   }
 }
 

@@ -8,63 +8,10 @@
  *  - Names and fields of replies never change; fields may be added.
  */
 
-import type { MaybePromise } from '../core/maybe-promise.ts'
-import type { CheckpointResult, GroupStatus, ReplicationGroup } from '../replication/group.ts'
-import { check, type ArgumentSchema, type ArgumentValues } from './arguments.ts'
-import { matchingGroups, oneGroup } from './select-groups.ts'
+import { define, type Command, type ExportSummary } from './command.ts'
+import { REPLICATION_COMMANDS } from './replication-commands.ts'
 import { versionReply } from './version.ts'
 import { xenCheckpoint, xenReplicationStatus, xenSetReplication } from './xen-replication.ts'
-
-/** An export as the control plane shows it. */
-export interface ExportSummary {
-  readonly name: string
-  /** Bytes. */
-  readonly size: number
-  readonly readOnly: boolean
-  /** NBD clients that use it now. */
-  readonly connections: number
-}
-
-/** What commands act on: the server seen from its control plane. */
-export interface ControlContext {
-  groups(): readonly ReplicationGroup[]
-  exports(): readonly ExportSummary[]
-  /** Begins an orderly shutdown, as SIGTERM does; returns at once. */
-  quit(): void
-}
-
-export interface Command {
-  readonly name: string
-  readonly description: string
-  readonly arguments: ArgumentSchema
-  /** @throws Fault when the arguments do not fit or the command fails. */
-  execute(context: ControlContext, given: Readonly<Record<string, unknown>>): MaybePromise<unknown>
-}
-
-interface Definition<Schema extends ArgumentSchema> {
-  readonly name: string
-  readonly description: string
-  readonly arguments: Schema
-  run(context: ControlContext, args: ArgumentValues<Schema>): MaybePromise<unknown>
-}
-
-function define<const Schema extends ArgumentSchema>(definition: Definition<Schema>): Command {
-  return {
-    name: definition.name,
-    description: definition.description,
-    arguments: definition.arguments,
-    execute: (context, given) => definition.run(context, check(definition.arguments, given)),
-  }
-}
-
-/** The longest time that a timer of Node can wait, in milliseconds. */
-const LONGEST_MS = 2 ** 31 - 1
-
-const GROUP = {
-  type: 'string',
-  optional: true,
-  meaning: 'the replication group; may be left out where there is only one',
-} as const
 
 const table: readonly Command[] = [
   define({
@@ -85,44 +32,7 @@ const table: readonly Command[] = [
     arguments: {},
     run: (context) => context.exports().map(exportReply),
   }),
-  define({
-    name: 'replication-status',
-    description: 'role, protection, last checkpoint and disks of the replication groups',
-    arguments: { group: { ...GROUP, meaning: 'only this replication group' } },
-    run: (context, { group }): { groups: GroupStatus[] } => ({
-      groups: matchingGroups(context.groups(), group).map((match) => match.status()),
-    }),
-  }),
-  define({
-    name: 'replication-checkpoint',
-    description: 'makes a checkpoint; done when it is known to be committed on the secondary',
-    arguments: {
-      group: GROUP,
-      timeoutMs: {
-        type: 'integer',
-        min: 1,
-        max: LONGEST_MS,
-        optional: true,
-        meaning: 'fail when it is not committed after so many milliseconds',
-      },
-    },
-    run: (context, { group, timeoutMs }): Promise<CheckpointResult> =>
-      oneGroup(context.groups(), group).checkpoint(timeoutMs),
-  }),
-  define({
-    name: 'replication-promote',
-    description: 'makes a secondary the active copy; changes nothing on an active one',
-    arguments: {
-      group: GROUP,
-      force: {
-        type: 'boolean',
-        optional: true,
-        meaning: 'also while the primary is still connected',
-      },
-    },
-    run: (context, { group, force }): Promise<GroupStatus> =>
-      oneGroup(context.groups(), group).promote(force ?? false),
-  }),
+  ...REPLICATION_COMMANDS,
   define({
     name: 'xen-set-replication',
     description: 'starts or stops the replication of all groups, or fails over to this side',

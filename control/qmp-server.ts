@@ -13,7 +13,7 @@ import { dirname } from 'node:path'
 
 import type { Logger } from '../core/logger.ts'
 import { listenPrivately, type PrivateSocket } from '../net/private-socket.ts'
-import type { ControlContext } from './commands.ts'
+import type { ControlContext } from './command.ts'
 import type { EventBus } from './events.ts'
 import { QmpConnection } from './qmp-connection.ts'
 import { QmpSession } from './qmp-session.ts'

@@ -11,7 +11,8 @@
 import { Fault } from '../core/fault.ts'
 import type { MaybePromise } from '../core/maybe-promise.ts'
 import { quote } from './arguments.ts'
-import { COMMANDS, type ControlContext } from './commands.ts'
+import type { ControlContext } from './command.ts'
+import { COMMANDS } from './commands.ts'
 import type { StampedEvent } from './events.ts'
 import { versionReply } from './version.ts'
 

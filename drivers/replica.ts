@@ -11,6 +11,30 @@ const KEYS = {
     meaning: 'the disks with this name are replicated and checkpointed as one',
     values: 'a name',
   },
+  listen: {
+    meaning: 'where a primary listens when it becomes a secondary',
+    values: 'HOST:PORT',
+  },
+  peer: {
+    meaning: 'where the other side listens, for a secondary that becomes a primary',
+    values: 'HOST:PORT',
+  },
+  initial: {
+    meaning: 'whether a new secondary gets a copy, or holds the same content already',
+    values: 'copy|identical',
+  },
+  'on-link-loss': {
+    meaning: 'whether a primary goes on without its secondary, or lets its guest wait',
+    values: 'continue|freeze',
+  },
+  interval: {
+    meaning: 'milliseconds between checkpoints that the primary makes by itself; 0: none',
+    values: '0-3600000',
+  },
+  'resync-rate': {
+    meaning: 'the most that a resync sends a second; 0: as much as it can',
+    values: 'a size such as 100M',
+  },
   memory: {
     meaning: 'the most that a secondary holds of epochs in memory',
     values: 'a size such as 1G',

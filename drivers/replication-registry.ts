@@ -14,15 +14,15 @@ import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { GiB, MiB, SECTOR, TiB } from '../core/units.ts'
 import { dialTo } from '../replication/dial.ts'
-import type { GroupEnvironment } from '../replication/environment.ts'
+import type { Dial, GroupEnvironment } from '../replication/environment.ts'
 import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication/group.ts'
 import { hasFileSegments, openFileSegments } from '../replication/journal/file-segments.ts'
 import { ReplicationListener } from '../replication/listener.ts'
 import { NODE_TIMERS } from '../replication/node-timers.ts'
-import { PrimaryDisk } from '../replication/primary-disk.ts'
-import { PrimaryGroup } from '../replication/primary-group.ts'
-import { SecondaryDisk } from '../replication/secondary-disk.ts'
-import { SecondaryGroup } from '../replication/secondary-group.ts'
+import { openFileRegions } from '../replication/regions/file-regions.ts'
+import { memoryRegions } from '../replication/regions/region-store.ts'
+import { ReplicaDisk } from '../replication/replica-disk.ts'
+import { ReplicaGroup } from '../replication/replica-group.ts'
 import type { GroupSettings } from '../replication/settings.ts'
 import { choiceSetting, integerSetting, sizeSetting, type Stage } from './driver.ts'
 import { Guard } from './guard.ts'
@@ -44,16 +44,28 @@ export interface RegistryOptions {
 
 type Role = 'primary' | 'secondary' | 'auto'
 
+/** Bytes of disk behind one bit of the map of changed regions: what a crash of a primary costs to copy for each of them. */
+const REGION = 4 * MiB
+
+interface Address {
+  readonly host: string
+  readonly port: number
+}
+
 /** What the disks of a group have in common. */
 interface Terms {
-  readonly settings: GroupSettings
+  readonly settings: Omit<GroupSettings, 'role' | 'peer' | 'listens'>
   readonly role: Role
+  /** The pipeline's target, and what listen= and peer= say. */
+  readonly target: Address
+  readonly listen: Address | undefined
+  readonly peer: Address | undefined
   readonly security: SecuritySettings
 }
 
 interface Member {
   readonly terms: Terms
-  readonly group: PrimaryGroup | SecondaryGroup
+  readonly group: ReplicaGroup
 }
 
 /** What the groups behind a port have in common. */
@@ -75,9 +87,13 @@ export class ReplicationRegistry {
     this.#environment = {
       logger,
       onEvent,
-      incarnation: randomUUID(),
+      newId: randomUUID,
       timers: NODE_TIMERS,
       openSegments: (group) => openFileSegments(folderOf(group)),
+      openRegions: async (group, disk, size, fresh) => {
+        if (!(await hasFileSegments(folderOf(group)))) return memoryRegions(size, REGION)
+        return openFileRegions(folderOf(group), disk, size, REGION, fresh)
+      },
       hasSegments: (group) => hasFileSegments(folderOf(group)),
       nowMs: () => performance.now(),
     }
@@ -95,16 +111,12 @@ export class ReplicationRegistry {
     below: BlockDevice,
   ): Promise<BlockDevice> {
     checkDisk(below, exportName)
-    if (below instanceof PrimaryDisk || below instanceof SecondaryDisk)
+    if (below instanceof ReplicaDisk)
       throw new Fault('INVALID', 'a disk is replicated by one layer', {
         where: exportName,
         remedy: 'leave one of the layers out',
       })
-    const terms: Terms = {
-      settings: settingsOf(stage, mode),
-      role: choiceSetting(stage, 'role', ['auto', 'primary', 'secondary'], 'auto'),
-      security: securityOf(stage),
-    }
+    const terms = termsOf(stage, mode)
     const { group } = terms.settings
     let member = this.#members.get(group)
     if (member === undefined) {
@@ -131,40 +143,49 @@ export class ReplicationRegistry {
 
   /** The server is being shut down: what waits is refused, and so are commands. */
   stop(): void {
-    for (const { group } of this.#members.values())
-      if (group instanceof SecondaryGroup) group.stop()
+    for (const { group } of this.#members.values()) group.stop()
   }
 
   async close(): Promise<void> {
     for (const { listener } of this.#ports.values()) await listener.close()
   }
 
-  async #newGroup({ settings, role, security }: Terms): Promise<PrimaryGroup | SecondaryGroup> {
-    if (role === 'secondary' && settings.port === 0)
+  async #newGroup(terms: Terms): Promise<ReplicaGroup> {
+    const { settings, target } = terms
+    const listen = terms.role === 'primary' ? terms.listen : (terms.listen ?? target)
+    if (listen?.port === 0)
       throw new Fault('INVALID', 'a secondary on port 0 listens where no primary finds it', {
         where: `group ${settings.group}`,
         remedy: 'choose a port',
       })
-    const listener = role === 'primary' ? undefined : await this.#listener(settings, role, security)
-    if (listener === undefined) return this.#newPrimary(settings, security)
-    const group = new SecondaryGroup(settings, this.#environment)
-    listener.add(settings.group, group)
+    const listener = listen === undefined ? undefined : await this.#listener(listen, terms)
+    const role =
+      terms.role === 'auto' ? (listener === undefined ? 'primary' : 'secondary') : terms.role
+    const peer = role === 'primary' ? (terms.peer ?? target) : terms.peer
+    const group = new ReplicaGroup(
+      {
+        ...settings,
+        role,
+        peer: peer === undefined ? null : formatHostPort(peer),
+        listens: listener !== undefined,
+      },
+      this.#environment,
+      peer === undefined ? undefined : await this.#dial(peer, terms.security),
+    )
+    listener?.add(settings.group, group)
     return group
   }
 
-  async #newPrimary(settings: GroupSettings, security: SecuritySettings): Promise<PrimaryGroup> {
+  async #dial(peer: Address, security: SecuritySettings): Promise<Dial> {
     const { insecure, logger } = this.#options
-    const { host, port } = settings
-    if (!insecure) refuseExposure(security, settings, 'client')
-    const dial = dialTo({ host, port, security: await loadSecurity(security, 'client'), logger })
-    return new PrimaryGroup(settings, this.#environment, dial)
+    if (!insecure) refuseExposure(security, peer, 'client')
+    return dialTo({ ...peer, security: await loadSecurity(security, 'client'), logger })
   }
 
   /** @returns undefined when this side is a primary by blktap2's rule: the address is not to be had here */
   async #listener(
-    { group, host, port }: GroupSettings,
-    role: Role,
-    security: SecuritySettings,
+    { host, port }: Address,
+    { role, security, settings: { group } }: Terms,
   ): Promise<ReplicationListener | undefined> {
     const address = formatHostPort({ host, port })
     const existing = this.#ports.get(address)
@@ -213,8 +234,22 @@ function checkDisk(below: BlockDevice, exportName: string): void {
     })
 }
 
-function settingsOf(stage: Stage, mode: GroupMode): GroupSettings {
-  const { host, port } = parseHostPort(stage.target)
+function termsOf(stage: Stage, mode: GroupMode): Terms {
+  const addressOf = (key: string): Address | undefined => {
+    const text = stage.settings.get(key)
+    return text === undefined ? undefined : parseHostPort(text)
+  }
+  return {
+    settings: settingsOf(stage, mode),
+    role: choiceSetting(stage, 'role', ['auto', 'primary', 'secondary'], 'auto'),
+    target: parseHostPort(stage.target),
+    listen: addressOf('listen'),
+    peer: addressOf('peer'),
+    security: securityOf(stage),
+  }
+}
+
+function settingsOf(stage: Stage, mode: GroupMode): Terms['settings'] {
   const heartbeatMs = integerSetting(stage, 'heartbeat', { least: 10, most: 60_000 }, 500)
   const timeoutMs = integerSetting(stage, 'timeout', { least: 100, most: 600_000 }, 5_000)
   if (timeoutMs < 2 * heartbeatMs) {
@@ -230,5 +265,12 @@ function settingsOf(stage: Stage, mode: GroupMode): GroupSettings {
   const group = stage.settings.get('group') ?? 'default'
   if (group === '' || group.length > 255)
     throw new Fault('INVALID', 'a group name has 1 to 255 characters', { where: stage.target })
-  return { group, mode, host, port, heartbeatMs, timeoutMs, memory, durability, journal }
+  return {
+    ...{ group, mode, heartbeatMs, timeoutMs, memory, durability, journal },
+    identical: choiceSetting(stage, 'initial', ['copy', 'identical'], 'copy') === 'identical',
+    onLinkLoss: choiceSetting(stage, 'on-link-loss', ['continue', 'freeze'], 'continue'),
+    intervalMs: integerSetting(stage, 'interval', { least: 0, most: 3_600_000 }, 0),
+    partBytes: 64 * MiB,
+    resyncRate: sizeSetting(stage, 'resync-rate', { least: 0, most: 1 * TiB }, 0),
+  }
 }

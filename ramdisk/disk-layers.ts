@@ -174,6 +174,21 @@ export class DiskLayers {
     pending.release()
   }
 
+  /** The active disk becomes a secondary's again, once every layer is in the image and no request is under way. */
+  follow(): void {
+    this.#expect('active')
+    assert(this.#sealed.length === 0, 'an active disk is drained before it follows')
+    this.#role = 'following'
+    this.#unreported = undefined
+    this.#showLayers()
+  }
+
+  /** What the guest here wrote since the last checkpoint, in runs. */
+  *localRanges(): Generator<{ readonly at: number; readonly length: number }> {
+    let run = this.#local.next(0, this.#size)
+    for (; run !== undefined; run = this.#local.next(run.at + run.length, this.#size)) yield run
+  }
+
   /** Fills `into` from what the secondary's guest, or after activate() any guest, sees at `at`. */
   read(into: Buffer, at: number): MaybePromise<void> {
     this.#expectOpen()

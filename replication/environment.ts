@@ -5,6 +5,7 @@ import type { Logger } from '../core/logger.ts'
 import type { GroupEventSink } from './group.ts'
 import type { SegmentStore } from './journal/segments.ts'
 import type { Frame } from './machine/frame.ts'
+import type { RegionStore } from './regions/region-store.ts'
 
 /** One connection between a primary and a secondary: frames in order, both ways. */
 export interface Link {
@@ -36,11 +37,13 @@ export type Dial = (
 export interface GroupEnvironment {
   readonly logger: Logger
   readonly onEvent: GroupEventSink
-  /** Unique to this process: what it holds in memory dies with it. */
-  readonly incarnation: string
+  /** A name that nobody else has, nor will have. */
+  newId(): string
   readonly timers: Timers
   /** Where a group keeps its journal, for its exclusive use. @throws Fault when it is not to be had */
   openSegments(group: string): Promise<SegmentStore>
+  /** The map of what changed of a disk, beside the group's journal. `fresh`: nothing is known to differ. @throws Fault */
+  openRegions(group: string, disk: string, size: number, fresh: boolean): Promise<RegionStore>
   /** Whether a group has left a journal there. */
   hasSegments(group: string): Promise<boolean>
   /** Milliseconds on a clock that never goes back. */

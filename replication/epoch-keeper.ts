@@ -14,8 +14,8 @@ import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { EpochLog } from './journal/epoch-log.ts'
 import { MOST_BACKLOG } from './journal/journal.ts'
-import type { ReplicaState } from './journal/records.ts'
 import type { Frame } from './machine/frame.ts'
+import type { ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryInput } from './machine/secondary-io.ts'
 import type { Troubles } from './troubles.ts'
 
@@ -37,6 +37,7 @@ export class EpochKeeper {
   readonly #limit: number
   readonly #context: KeeperContext
   #restarting = false
+  #failures = 0
   #closing = false
   /** Commits that the log has been asked for and has not answered. */
   readonly #committing = new Set<Promise<void>>()
@@ -76,22 +77,21 @@ export class EpochKeeper {
     this.#log.append(record)
   }
 
-  note(state: ReplicaState): void {
-    this.#log.note(state)
-  }
-
-  commit(checkpoint: number): void {
+  commit(checkpoint: number, state: ReplicaState): void {
     const { nowMs, step, troubles, layers } = this.#context
     const startedMs = nowMs()
     for (const each of layers()) each.cut()
     this.#appended = false
+    const failures = this.#failures
     const committed = (): void => {
+      // The log has failed in this very instant, and everybody was told so.
+      if (failures !== this.#failures) return
       for (const each of layers()) each.seal(checkpoint)
       troubles.over('journal')
       const commitUs = Math.round((nowMs() - startedMs) * 1000)
       step({ type: 'committed', checkpoint, commitUs })
     }
-    const committing = this.#log.commit(checkpoint)
+    const committing = this.#log.commit(checkpoint, state)
     if (!isPromise(committing)) return committed()
     const ended = committing.then(committed, (error: unknown) => {
       // The log says that it has failed by itself, once for all commits.
@@ -110,6 +110,7 @@ export class EpochKeeper {
 
   /** The log cannot be written: no commit that it was asked for will ever be. */
   failed(fault: Fault): void {
+    this.#failures += 1
     this.#context.troubles.report('journal', fault.message)
     this.#context.step({ type: 'log-failed', reason: fault.message })
     // Last: memory that is given back lets frames in that were held, and the link that they came on has to be gone by then.
@@ -132,14 +133,28 @@ export class EpochKeeper {
     )
   }
 
-  remember(state: ReplicaState): void {
+  /** @param before has to be there before the state is remembered */
+  remember(state: ReplicaState, before: Promise<void> | undefined): void {
     const done = (): void => this.#context.step({ type: 'remembered' })
-    const remembering = this.#log.persist(state)
+    const remembering =
+      before === undefined ? this.#log.persist(state) : before.then(() => this.#log.persist(state))
     if (!isPromise(remembering)) return done()
     void remembering.then(done, (error: unknown) => {
       const { message } = asFault(error, 'IO', 'the promotion cannot be recorded')
       this.#context.step({ type: 'remember-failed', reason: message })
     })
+  }
+
+  /** What a primary remembers of itself. @throws Fault when that cannot be made durable */
+  persist(state: ReplicaState): MaybePromise<void> {
+    return this.#log.persist(state)
+  }
+
+  /** The disks are what their images hold, and follow a primary again. Every epoch is in the images. */
+  follow(): void {
+    for (const each of this.#context.layers()) each.follow()
+    this.#settled = []
+    this.#appended = false
   }
 
   activate(): void {

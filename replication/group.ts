@@ -16,9 +16,8 @@ export interface DiskStatus {
   readonly dirtyBytes: number
 }
 
-export interface GroupStatus {
-  readonly group: string
-  readonly mode: GroupMode
+/** What the present role knows of a group. */
+export interface SideStatus {
   readonly role: GroupRole
   readonly protection: Protection
   /** Why protection is what it is, when it is not `protected`; for people. */
@@ -33,9 +32,36 @@ export interface GroupStatus {
   /** The other side's address, when one is connected. */
   readonly peer: string | null
   readonly disks: readonly DiskStatus[]
+}
+
+/** Of the latest checkpoints, at most 1024, since the process began. Microseconds where not said otherwise. */
+export interface CheckpointStatistics {
+  /** Milliseconds since the last one. */
+  readonly ageMs: number
+  readonly count: number
+  readonly pauseUs: { readonly p50: number; readonly p99: number }
+  readonly commitUs: { readonly p50: number; readonly p99: number }
+}
+
+/** How far a copy to the secondary is. */
+export interface ResyncProgress {
+  readonly sentBytes: number
+  readonly totalBytes: number
+  readonly bytesPerSecond: number
+  /** Null while it cannot be estimated. */
+  readonly secondsLeft: number | null
+}
+
+export interface GroupStatus extends SideStatus {
+  readonly group: string
+  readonly mode: GroupMode
+  /** Null before the first checkpoint since the process began. */
+  readonly checkpoints: CheckpointStatistics | null
+  /** Null while nothing is being copied from here. */
+  readonly resync: ResyncProgress | null
   /** Bytes of epochs held in memory (secondary). */
   readonly ramdiskBytes: number
-  /** Bytes of journal on disk (secondary). */
+  /** Bytes of journal on disk. */
   readonly journalBytes: number
   /** What is wrong now and does not show in `protection`; goes when it has healed. */
   readonly error: string | null
@@ -98,8 +124,27 @@ export interface ReplicationGroup {
   checkpoint(timeoutMs: number | undefined): Promise<CheckpointResult>
   /** Makes a secondary the active copy; does nothing on an active one. `force`: also while its primary is connected. */
   promote(force: boolean): Promise<GroupStatus>
+  /** Makes a primary a secondary; does nothing on one. `force`: also while a secondary follows it. */
+  demote(force: boolean): Promise<GroupStatus>
+  /** Exchanges the roles of a protected pair, without loss and without a copy. @throws Fault as checkpoint() */
+  switchover(timeoutMs: number | undefined): Promise<GroupStatus>
+  /** Chooses whose changes are given up, where both sides went on alone. */
+  resolveSplit(discard: 'local' | 'remote'): Promise<GroupStatus>
+  /** Changes settings of a primary until it is started again. @throws Fault on a secondary */
+  configure(changes: GroupChanges): GroupStatus
+  /** Has a primary send its disks as a whole again. @throws Fault on a secondary */
+  resync(): Promise<GroupStatus>
   /** Allows or ends replication on a primary (the toolstack's start and stop). */
   setReplicating(on: boolean): void
+}
+
+/** What may be changed while a group runs; undefined stays as it is. */
+export interface GroupChanges {
+  readonly onLinkLoss: 'continue' | 'freeze' | undefined
+  /** Milliseconds; 0: a primary makes no checkpoints by itself. */
+  readonly intervalMs: number | undefined
+  /** Bytes a second; 0: no limit. */
+  readonly resyncRate: number | undefined
 }
 
 export type GroupEventSink = (event: GroupEvent) => void

@@ -34,18 +34,21 @@ export interface PrimaryContext {
   /** The link in use; present whenever the machine says that a write is to be forwarded. */
   readonly link: Link | undefined
   diskFailed(reason: string): void
-  detach(disk: PrimaryDisk): void
+  /** Resolves when a write may begin; at once while nothing has to be done before. @throws Fault when none may */
+  ready(): MaybePromise<void>
+  /** 14: resolves when a write that has ended may be acknowledged. @throws Fault when it never may */
+  thawed(): MaybePromise<void>
 }
 
 export class PrimaryDisk implements BlockDevice {
   readonly name: string
   readonly #below: BlockDevice
   readonly #group: PrimaryContext
-  readonly #index: () => number
+  readonly #index: number
   readonly #lock = new RangeLock()
 
-  /** @param index the disk's number in the group, once the group has started */
-  constructor(name: string, below: BlockDevice, group: PrimaryContext, index: () => number) {
+  /** @param index the disk's number in the group */
+  constructor(name: string, below: BlockDevice, group: PrimaryContext, index: number) {
     this.name = name
     this.#below = below
     this.#group = group
@@ -109,9 +112,13 @@ export class PrimaryDisk implements BlockDevice {
     )
   }
 
-  async close(): Promise<void> {
-    this.#group.detach(this)
-    await this.#below.close()
+  close(): Promise<void> {
+    return this.#below.close()
+  }
+
+  /** Resolves when no write is under way any more; none may begin meanwhile. */
+  async quiet(): Promise<void> {
+    this.#lock.release(await this.#lock.acquire(0, this.geometry.size))
   }
 
   /** Sends the present content of a range of at most 1 MiB, in order with the guest's writes. For resync. */
@@ -136,6 +143,8 @@ export class PrimaryDisk implements BlockDevice {
     local: () => MaybePromise<void>,
     forward: (handed: () => void) => void,
   ): MaybePromise<void> {
+    const ready = this.#group.ready()
+    if (isPromise(ready)) return ready.then(() => this.#change(at, length, local, forward))
     const ticket = this.#lock.acquire(at, length)
     if (isPromise(ticket))
       return ticket.then((granted) => this.#changeLocked(granted, at, length, local, forward))
@@ -149,10 +158,13 @@ export class PrimaryDisk implements BlockDevice {
     local: () => MaybePromise<void>,
     forward: (handed: () => void) => void,
   ): MaybePromise<void> {
+    const ready = this.#readyLocked(ticket)
+    // Nobody waits with a lock in hand: who wants the disk to be quiet would wait for ever.
+    if (isPromise(ready)) return ready.then(() => this.#change(at, length, local, forward))
     let written: MaybePromise<void>
     try {
       this.#checkWritable()
-      this.#group.machine.writing(this.#index(), at, length)
+      this.#group.machine.writing(this.#index, at, length)
       written = local()
     } catch (error) {
       return this.#failed(ticket, at, length, error)
@@ -169,7 +181,7 @@ export class PrimaryDisk implements BlockDevice {
     if (objection !== undefined) {
       throw new Fault('NOT_PERMITTED', objection, {
         where: this.name,
-        remedy: 'use the promoted side; restart this one as its secondary',
+        remedy: 'use the other side; stop the guest here, then demote this side',
       })
     }
   }
@@ -180,16 +192,38 @@ export class PrimaryDisk implements BlockDevice {
     length: number,
     forward: (handed: () => void) => void,
   ): MaybePromise<void> {
-    if (!this.#group.machine.written(this.#index(), at, length)) {
+    if (!this.#group.machine.written(this.#index, at, length)) {
       this.#lock.release(ticket)
-      // A write that was under way when this copy was deposed has changed the image, but is not acknowledged any more.
-      this.#checkWritable()
-      return undefined
+      return this.#acknowledged()
     }
-    return new Promise((resolve) => {
-      forward(resolve)
+    return new Promise((resolve, reject) => {
+      forward(() => {
+        // The link may be gone by now, and with it the permission to acknowledge.
+        const thawed = this.#group.thawed()
+        if (isPromise(thawed)) thawed.then(resolve, reject)
+        else resolve()
+      })
       this.#lock.release(ticket)
     })
+  }
+
+  #acknowledged(): MaybePromise<void> {
+    const thawed = this.#group.thawed()
+    // A write that was under way when this copy was deposed has changed the image, but is not acknowledged any more.
+    if (!isPromise(thawed)) return this.#checkWritable()
+    return thawed.then(() => this.#checkWritable())
+  }
+
+  #readyLocked(ticket: RangeTicket): MaybePromise<void> {
+    let ready: MaybePromise<void>
+    try {
+      ready = this.#group.ready()
+    } catch (error) {
+      this.#lock.release(ticket)
+      throw error
+    }
+    if (isPromise(ready)) this.#lock.release(ticket)
+    return ready
   }
 
   #failed(ticket: RangeTicket, at: number, length: number, error: unknown): never {
@@ -197,7 +231,7 @@ export class PrimaryDisk implements BlockDevice {
     const refused =
       error instanceof Fault && (error.code === 'NOT_PERMITTED' || error.code === 'NOT_SUPPORTED')
     if (!refused) {
-      this.#group.machine.writeFailed(this.#index(), at, length)
+      this.#group.machine.writeFailed(this.#index, at, length)
       const why = error instanceof Error ? error.message : String(error)
       this.#group.diskFailed(`disk "${this.name}" failed to write ${length} bytes at ${at}: ${why}`)
     }
@@ -212,7 +246,7 @@ export class PrimaryDisk implements BlockDevice {
           : from.subarray(done, Math.min(from.length, done + MAX_PAYLOAD))
       const last = done + payload.length === from.length
       this.#send(
-        frame('write', { disk: this.#index(), position: at + done, payload }),
+        frame('write', { disk: this.#index, position: at + done, payload }),
         last ? handed : undefined,
       )
     }
@@ -220,7 +254,7 @@ export class PrimaryDisk implements BlockDevice {
 
   #forwardZero(at: number, length: number, handed: () => void): void {
     this.#send(
-      frame('zero', { disk: this.#index(), position: at, extent: length, flags: PUNCH }),
+      frame('zero', { disk: this.#index, position: at, extent: length, flags: PUNCH }),
       handed,
     )
   }

@@ -1,22 +1,21 @@
 /**
  * A disk of a secondary as its guest sees it: with COLO the last checkpoint under the guest's own writes, with Remus
- * nothing until it is promoted, afterwards the active disk. The layers do the work (ramdisk/disk-layers.ts).
+ * nothing. The layers do the work (ramdisk/disk-layers.ts).
  *
  * Invariants:
  *  - 6, 11 Reads never see what the primary sent since the last checkpoint.
  *  - No request is refused or retried because of a checkpoint, a promote or a flush; one that needs memory waits for it.
  */
 
-import {
-  FUA,
-  type BlockDevice,
-  type Capabilities,
-  type Extent,
-  type Geometry,
-  type RequestFlags,
+import type {
+  BlockDevice,
+  Capabilities,
+  Extent,
+  Geometry,
+  RequestFlags,
 } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
-import { isPromise, then, type MaybePromise } from '../core/maybe-promise.ts'
+import type { MaybePromise } from '../core/maybe-promise.ts'
 import { SECTOR } from '../core/units.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { PageMemory } from '../ramdisk/page-memory.ts'
@@ -25,15 +24,12 @@ import type { PageMemory } from '../ramdisk/page-memory.ts'
 export interface SecondaryContext {
   /** Why the guest may not use the disk now, or undefined when it may. */
   readonly useObjection: string | undefined
-  readonly active: boolean
   /** The server is being shut down: nobody waits any more. */
   readonly stopping: boolean
   readonly memory: PageMemory
   /** Bytes that the guests here may hold in memory, all disks together. */
   readonly localLimit: number
   readonly localBytes: number
-  settled(disk: SecondaryDisk): MaybePromise<void>
-  detach(): Promise<void>
 }
 
 export class SecondaryDisk implements BlockDevice {
@@ -45,8 +41,8 @@ export class SecondaryDisk implements BlockDevice {
   readonly #group: SecondaryContext
   /** Each looks again whether its request may go on. */
   readonly #waiting = new Set<() => void>()
-  /** Each ends a request that waits for the image. */
-  readonly #ends = new Set<() => void>()
+  /** The disk of the replica's new role: what still waits here goes on there. */
+  #successor: BlockDevice | undefined
 
   constructor(name: string, below: BlockDevice, layers: DiskLayers, group: SecondaryContext) {
     this.name = name
@@ -78,27 +74,29 @@ export class SecondaryDisk implements BlockDevice {
   }
 
   write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {
+    if (this.#successor !== undefined) return this.#successor.write(from, at, flags)
     this.#checkUse()
-    if (this.#hasRoom(from.length))
-      return this.#lasting(flags, this.layers.localWrite(from, at, flags))
+    if (this.#hasRoom(from.length)) return this.layers.localWrite(from, at, flags)
     return this.#room(from.length).then(() => this.write(from, at, flags))
   }
 
   zero(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
+    if (this.#successor !== undefined) return this.#successor.zero(at, length, flags)
     this.#checkUse()
-    if (this.#hasRoom(0)) return this.#lasting(flags, this.layers.localZero(at, length, flags))
+    if (this.#hasRoom(0)) return this.layers.localZero(at, length, flags)
     return this.#room(0).then(() => this.zero(at, length, flags))
   }
 
   trim(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
+    if (this.#successor !== undefined) return this.#successor.trim(at, length, flags)
     this.#checkUse()
-    if (this.#hasRoom(0)) return this.#lasting(flags, this.layers.localTrim(at, length, flags))
+    if (this.#hasRoom(0)) return this.layers.localTrim(at, length, flags)
     return this.#room(0).then(() => this.trim(at, length, flags))
   }
 
   flush(): MaybePromise<void> {
     this.#checkUse()
-    return this.#lasting(FUA, this.layers.flush())
+    return this.layers.flush()
   }
 
   status(at: number, length: number): MaybePromise<Extent[]> {
@@ -111,9 +109,14 @@ export class SecondaryDisk implements BlockDevice {
     )
   }
 
-  async close(): Promise<void> {
-    await this.#group.detach()
-    await this.#below.close()
+  close(): Promise<void> {
+    return this.#below.close()
+  }
+
+  /** The replica becomes active: what comes and what waits goes to this disk, until the replica follows again. */
+  yieldTo(successor: BlockDevice | undefined): void {
+    this.#successor = successor
+    this.wake()
   }
 
   #checkUse(): void {
@@ -121,27 +124,10 @@ export class SecondaryDisk implements BlockDevice {
     if (objection !== undefined) throw new Fault('NOT_PERMITTED', objection, { where: this.name })
   }
 
-  /** What is to last also waits for what could come back over it. */
-  #lasting(flags: RequestFlags, work: MaybePromise<void>): MaybePromise<void> {
-    if ((flags & FUA) === 0 || !this.#group.active) return work
-    return this.#impatient(then(work, () => this.#group.settled(this)))
-  }
-
-  #impatient(work: MaybePromise<void>): MaybePromise<void> {
-    if (!isPromise(work)) return work
-    return new Promise((resolve, reject) => {
-      const end = (): void =>
-        reject(new Fault('SHUTDOWN', 'the server is being shut down', { where: this.name }))
-      this.#ends.add(end)
-      work.then(resolve, reject).finally(() => this.#ends.delete(end))
-    })
-  }
-
-  /** An active disk writes to its image; before that a write lives in memory. */
   #hasRoom(bytes: number): boolean {
-    const { active, memory, localBytes, localLimit } = this.#group
+    const { memory, localBytes, localLimit } = this.#group
     // The rest of the memory is the primary's: without it there would never be the checkpoint that frees this part.
-    return active || (localBytes + bytes <= localLimit && memory.canHold(bytes))
+    return localBytes + bytes <= localLimit && memory.canHold(bytes)
   }
 
   #room(bytes: number): Promise<void> {
@@ -158,7 +144,8 @@ export class SecondaryDisk implements BlockDevice {
     return new Promise((resolve, reject) => {
       const ask = (): void => {
         const { stopping } = this.#group
-        if (!stopping && !this.#hasRoom(bytes)) return memory.whenReleased(ask)
+        const waits = !stopping && this.#successor === undefined && !this.#hasRoom(bytes)
+        if (waits) return memory.whenReleased(ask)
         this.#waiting.delete(ask)
         if (stopping)
           reject(new Fault('SHUTDOWN', 'the server is being shut down', { where: this.name }))
@@ -167,11 +154,6 @@ export class SecondaryDisk implements BlockDevice {
       this.#waiting.add(ask)
       ask()
     })
-  }
-
-  /** The image fails and the server is being shut down: what waits for the image waits no longer. */
-  giveUp(): void {
-    for (const end of [...this.#ends]) end()
   }
 
   /** Has every request that waits for memory look again. */

@@ -5,8 +5,12 @@ import type { GroupMode } from './group.ts'
 export interface GroupSettings {
   readonly group: string
   readonly mode: GroupMode
-  readonly host: string
-  readonly port: number
+  /** Which side this is until it remembers better. */
+  readonly role: 'primary' | 'secondary'
+  /** Where the other side listens, for messages; null where it is not known. */
+  readonly peer: string | null
+  /** Whether a primary can reach this side. */
+  readonly listens: boolean
   readonly heartbeatMs: number
   readonly timeoutMs: number
   /** Bytes of epochs that a secondary may hold in memory. */
@@ -15,6 +19,15 @@ export interface GroupSettings {
   readonly durability: 'journal' | 'memory'
   /** Bytes that a secondary's journal may grow to. */
   readonly journal: number
+  /** Both sides begin with the same content, says an operator. */
+  readonly identical: boolean
+  readonly onLinkLoss: 'continue' | 'freeze'
+  /** Milliseconds between checkpoints that a primary makes by itself; 0: none. */
+  readonly intervalMs: number
+  /** The most bytes of a copy that a secondary has to hold at a time. */
+  readonly partBytes: number
+  /** Bytes a second that a resync sends at most; 0: as many as it can. */
+  readonly resyncRate: number
 }
 
 /** What a checkpoint command waits at most when it does not say. */

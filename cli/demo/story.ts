@@ -110,7 +110,7 @@ async function startHost(
   await fs.createFile(data)
   await fs.truncate(data, DATA_SIZE)
   const pipeline = (disk: string): string =>
-    `colo:127.0.0.1:${port}?role=${role}&group=demo|aio:${encodeURI(disk)}`
+    `colo:127.0.0.1:${port}?role=${role}&group=demo&initial=identical|aio:${encodeURI(disk)}`
   const server = await ServerProcess.start(role, folder, {
     root: pipeline(root),
     data: pipeline(data),

@@ -3,7 +3,7 @@
 import type { Fault } from '../../core/fault.ts'
 import type { MaybePromise } from '../../core/maybe-promise.ts'
 import type { Frame } from '../machine/frame.ts'
-import type { ReplicaState } from './records.ts'
+import type { ReplicaState } from '../machine/replica-state.ts'
 
 export interface EpochLog {
   /** Whether what is committed survives a crash. */
@@ -19,12 +19,10 @@ export interface EpochLog {
   append(record: Readonly<Frame>): void
   /** What was appended since the last commit never happened. */
   discard(): void
-  /** Remembers the state, no later than the next commit. */
-  note(state: ReplicaState): void
   /** Remembers the state before it resolves. @throws Fault, and remembers the one before then */
   persist(state: ReplicaState): MaybePromise<void>
-  /** Ends the epoch: resolves when it is recoverable. @throws Fault when it is not and never will be */
-  commit(checkpoint: number): MaybePromise<void>
+  /** Ends the epoch: resolves when it, and `state`, are recoverable. @throws Fault when they are not and never will be */
+  commit(checkpoint: number, state: ReplicaState): MaybePromise<void>
   /** Every epoch up to this one is in the disk's image: it need not be recovered. */
   flushed(disk: number, checkpoint: number): void
   /** Every epoch is in the disk's image: resolves when a crash can bring none of them back over what comes later. @throws Fault */
@@ -43,7 +41,6 @@ export const MEMORY_LOG: EpochLog = {
   restart: () => Promise.resolve(),
   append: () => undefined,
   discard: () => undefined,
-  note: () => undefined,
   persist: () => undefined,
   commit: () => undefined,
   flushed: () => undefined,

@@ -17,7 +17,8 @@ import type { Logger } from '../../core/logger.ts'
 import { KiB, MiB } from '../../core/units.ts'
 import { encodeHeader, frame, HEADER_SIZE, MAX_PAYLOAD, type Frame } from '../machine/frame.ts'
 import type { EpochLog } from './epoch-log.ts'
-import { segmentRecord, stateRecord, type JournalIdentity, type ReplicaState } from './records.ts'
+import type { ReplicaState } from '../machine/replica-state.ts'
+import { commitRecord, segmentRecord, stateRecord, type JournalIdentity } from './records.ts'
 import type { Recovered } from './recovery.ts'
 import type { SegmentFile, SegmentStore } from './segments.ts'
 
@@ -69,7 +70,9 @@ export class Journal implements EpochLog {
   readonly durable = true
   readonly #options: JournalOptions
   readonly #segmentBytes: number
+  /** As queued last, and as it is known to be durable. */
   #state: ReplicaState
+  #remembered: ReplicaState
   /** Oldest first; the last one is written to. */
   #segments: Segment[]
   /** The last checkpoint whose record was queued, that is durable, that is in the image of each disk. */
@@ -99,6 +102,7 @@ export class Journal implements EpochLog {
     this.#options = options
     this.#segmentBytes = Math.min(SEGMENT, limit / SEGMENTS)
     this.#state = state
+    this.#remembered = state
     this.#segments = (recovered?.segments ?? []).map((segment) => ({ ...segment }))
     this.#begun = this.#segments.at(-1)?.number ?? 0
     this.#committed = recovered?.committed ?? 0
@@ -154,39 +158,36 @@ export class Journal implements EpochLog {
     this.#trim()
   }
 
-  note(state: ReplicaState): void {
-    this.#state = state
-    if (this.#failed !== undefined) return
-    this.#put(stateRecord(state))
-    this.#start()
-  }
-
   async persist(state: ReplicaState): Promise<void> {
     const before = this.#state
+    this.#state = state
     try {
-      if (this.#failed !== undefined) {
-        this.#state = state
-        await this.restart()
-        return
+      if (this.#failed !== undefined) await this.restart()
+      else {
+        this.#put(stateRecord(state))
+        await this.#durable()
       }
-      this.note(state)
-      await this.#durable()
+      this.#remembered = state
     } catch (error) {
-      this.#state = before
+      if (this.#state === state) this.#state = before
       throw error
     }
   }
 
-  async commit(checkpoint: number): Promise<void> {
+  async commit(checkpoint: number, state: ReplicaState): Promise<void> {
     if (this.#failed !== undefined) throw this.#failed
     assert(checkpoint > this.#queuedCommit, 'checkpoints are committed in order')
     // The record first: a segment that is begun for it must not say that it lies before.
-    this.#put(frame('checkpoint', { position: checkpoint }))
+    this.#put(commitRecord(checkpoint, state))
     this.#queuedCommit = checkpoint
+    this.#state = state
     for (const segment of this.#segments) segment.neededBy ??= checkpoint
     await this.#durable()
+    // It failed in the instant after: the segment that is begun then says that this does not count.
+    if (this.failure !== undefined) throw this.failure
     this.#committed = checkpoint
-    if (this.failure !== undefined || this.#closed) return
+    this.#remembered = state
+    if (this.#closed) return
     this.#put(frame('done', { position: checkpoint }))
     this.#start()
   }
@@ -434,6 +435,7 @@ export class Journal implements EpochLog {
     this.#written = this.#queued
     this.#synced = this.#queued
     // What was queued never happened; the next segment says so. One that did not begin gives its number to it.
+    this.#state = this.#remembered
     this.#segments = this.#segments.filter(({ number }) => number <= this.#begun)
     for (const segment of this.#segments) segment.neededBy ??= this.#committed
     const waiters = this.#waiters

@@ -3,24 +3,17 @@
  *
  *   segment     first in each segment, position = its number; payload: SegmentHeader
  *   write, zero as received
- *   checkpoint  the epoch that ends here is committed, position = its number
+ *   checkpoint  the epoch that ends here is committed, position = its number; payload: the ReplicaState from then on
  *   discard     what came since the last checkpoint record never happened
  *   done        position = a checkpoint that was reported as committed, so that its record must be there
  *   state       payload: ReplicaState; the newest one counts
  */
 
 import { Fault } from '../../core/fault.ts'
-import { objectOf, oneOf, parseFields, textOf, wholeOf } from '../machine/fields.ts'
+import { objectOf, parseFields, textOf, wholeOf } from '../machine/fields.ts'
 import { frame, type Frame } from '../machine/frame.ts'
 import type { DiskIdentity } from '../machine/handshake.ts'
-
-/** What a secondary remembers besides its epochs. */
-export interface ReplicaState {
-  /** The primary whose epochs these are; null before the first. */
-  readonly partner: string | null
-  readonly role: 'secondary' | 'active'
-  readonly term: number
-}
+import { replicaStateOf, type ReplicaState } from '../machine/replica-state.ts'
 
 /** Which disks a journal belongs to. */
 export interface JournalIdentity {
@@ -75,19 +68,16 @@ export function decodeSegmentHeader(payload: Buffer): SegmentHeader {
       fields['previousLength'] === null
         ? null
         : wholeOf(fields['previousLength'], 'segment.previousLength'),
-    state: stateOf(objectOf(fields['state'], 'segment.state')),
+    state: replicaStateOf(objectOf(fields['state'], 'segment.state'), 'segment.state'),
   }
+}
+
+/** The epoch before it is committed, and the replica is what `state` says. */
+export function commitRecord(checkpoint: number, state: ReplicaState): Frame {
+  return frame('checkpoint', { position: checkpoint, payload: Buffer.from(JSON.stringify(state)) })
 }
 
 /** @throws Fault PROTOCOL naming the field that is wrong */
 export function decodeState(payload: Buffer): ReplicaState {
-  return stateOf(parseFields(payload, 'state'))
-}
-
-function stateOf(fields: Readonly<Record<string, unknown>>): ReplicaState {
-  return {
-    partner: fields['partner'] === null ? null : textOf(fields['partner'], 'state.partner'),
-    role: oneOf(fields['role'], ['secondary', 'active'], 'state.role'),
-    term: wholeOf(fields['term'], 'state.term'),
-  }
+  return replicaStateOf(parseFields(payload, 'state'), 'state')
 }

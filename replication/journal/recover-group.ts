@@ -6,7 +6,8 @@ import type { DiskLayers } from '../../ramdisk/disk-layers.ts'
 import type { GroupEnvironment } from '../environment.ts'
 import { PUNCH, type Frame } from '../machine/frame.ts'
 import { Journal } from './journal.ts'
-import type { JournalIdentity, ReplicaState } from './records.ts'
+import { FRESH, type ReplicaState } from '../machine/replica-state.ts'
+import type { JournalIdentity } from './records.ts'
 import { replay, scan, type Recovered } from './recovery.ts'
 import type { SegmentStore } from './segments.ts'
 
@@ -27,13 +28,10 @@ interface RecoverOptions {
   readonly onFailure: (fault: Fault) => void
 }
 
-/** As a primary's at first, so that a promote deposes even a primary that was never met. */
-const NEW: ReplicaState = { partner: null, role: 'secondary', term: 1 }
-
 /** @throws Fault when there is a journal and it is damaged, belongs to other disks, or cannot be read or written */
 export async function recoverJournal(
   options: RecoverOptions,
-): Promise<{ journal: Journal; state: ReplicaState; committed: number }> {
+): Promise<{ journal: Journal; state: ReplicaState }> {
   const { group, disks, environment, limit, onFailure } = options
   const { logger } = environment
   const store = await environment.openSegments(group)
@@ -47,8 +45,8 @@ export async function recoverJournal(
       checkIdentity(identity, recovered.header, store)
       for (const disk of disks) disk.flushed = recovered.flushed[orderOf(recovered, disk.name)] ?? 0
     }
-    const replica = recovered?.header.replica ?? environment.incarnation
-    const state = recovered?.state ?? NEW
+    const replica = recovered?.header.replica ?? environment.newId()
+    const state = recovered?.state ?? FRESH
     if (recovered !== undefined) await replayInto(options, recovered, store)
     const flushed = disks.map((disk) => disk.flushed)
     let started = false
@@ -64,7 +62,7 @@ export async function recoverJournal(
     const committed = recovered?.committed ?? 0
     if (recovered !== undefined)
       logger.info({ group, checkpoint: committed, place: store.place }, 'journal recovered')
-    return { journal, state, committed }
+    return { journal, state }
   } catch (error) {
     await store.close()
     throw error

@@ -10,12 +10,8 @@
 import { Fault } from '../../core/fault.ts'
 import { MiB } from '../../core/units.ts'
 import { decodeFrame, frame, HEADER_SIZE, MAX_PAYLOAD, type Frame } from '../machine/frame.ts'
-import {
-  decodeSegmentHeader,
-  decodeState,
-  type ReplicaState,
-  type SegmentHeader,
-} from './records.ts'
+import type { ReplicaState } from '../machine/replica-state.ts'
+import { decodeSegmentHeader, decodeState, type SegmentHeader } from './records.ts'
 import type { SegmentStore } from './segments.ts'
 
 /** Bytes [from, to) of a segment, whole records. */
@@ -191,6 +187,7 @@ class Scanner {
         if (record.position <= this.#committed)
           throw damaged(this.#store, `checkpoint ${record.position} comes after ${this.#committed}`)
         this.#keep(before)
+        this.#state = decodeState(record.payload)
         this.#committed = record.position
         this.#epochs.push({ checkpoint: record.position, stretches: this.#stretches })
         this.#need(before.segment, record.position)
@@ -202,6 +199,10 @@ class Scanner {
       case 'heartbeat':
       case 'pressure':
       case 'segment':
+      case 'dirty':
+      case 'ready':
+      case 'synced':
+      case 'handover':
         throw damaged(this.#store, `a record of type ${record.type}`)
       case 'discard':
         this.#drop()

@@ -6,11 +6,15 @@
  *
  * Invariants:
  *  - A block that was written in epoch n is dirty until checkpoint n or a later one is committed (invariant 15, 16).
+ *  - A block that has to be sent is dirty until it was sent as a whole, and then as if it had been written at that moment.
  *  - Memory is proportional to the regions written in part since the last commit; a region written whole takes next to
  *    none, so that discarding a large disk is cheap.
  */
 
 import { KiB } from '../../core/units.ts'
+
+/** In the place of an epoch: the block has to be sent, by a resync, whatever was committed meanwhile. */
+export const UNSENT = 0xffff_ffff
 
 /** Bytes of disk behind one entry. */
 export const DIRTY_BLOCK = 4 * KiB
@@ -36,14 +40,33 @@ export class DirtyMap {
     const last = Math.floor((at + length - 1) / DIRTY_BLOCK)
     for (let block = first; block <= last;) {
       const index = Math.floor(block / BLOCKS_PER_CHUNK)
-      const chunk = this.#chunk(index)
       const base = index * BLOCKS_PER_CHUNK
       const end = Math.min(last + 1, base + BLOCKS_PER_CHUNK)
-      if (end - block === BLOCKS_PER_CHUNK) chunk.epochs = undefined
-      else epochsOf(chunk).fill(epoch, block - base, end - base)
-      chunk.newest = epoch
-      chunk.countedFor = -1
+      markIn(this.#chunk(index), block - base, end - base, epoch)
       block = end
+    }
+  }
+
+  /** A resync has sent the range, which consists of whole blocks, but for the end of the disk. */
+  sent(at: number, length: number, epoch: number): void {
+    const end = Math.ceil((at + length) / DIRTY_BLOCK)
+    for (let block = Math.floor(at / DIRTY_BLOCK); block < end; block += 1) {
+      const chunk = this.#chunk(Math.floor(block / BLOCKS_PER_CHUNK))
+      epochsOf(chunk)[block % BLOCKS_PER_CHUNK] = epoch
+      chunk.countedFor = -1
+    }
+  }
+
+  /** Everything that is dirty with respect to `committed` has to be sent. */
+  unsend(committed: number): void {
+    for (const chunk of this.#chunks.values()) {
+      if (chunk.newest <= committed) continue
+      chunk.newest = UNSENT
+      chunk.countedFor = -1
+      const { epochs } = chunk
+      if (epochs === undefined) continue
+      for (let block = 0; block < epochs.length; block += 1)
+        if ((epochs[block] ?? 0) > committed) epochs[block] = UNSENT
     }
   }
 
@@ -115,11 +138,13 @@ export class DirtyMap {
 
   /** Gives back the memory of regions that a commit has made clean. */
   forget(committed: number): void {
-    for (const [index, chunk] of this.#chunks)
-      if (chunk.newest <= committed) {
-        this.#chunks.delete(index)
-        this.#order = undefined
-      }
+    for (const [index, chunk] of this.#chunks) {
+      if (chunk.newest === UNSENT && chunk.epochs !== undefined)
+        chunk.newest = chunk.epochs.reduce((most, epoch) => Math.max(most, epoch), 0)
+      if (chunk.newest > committed) continue
+      this.#chunks.delete(index)
+      this.#order = undefined
+    }
   }
 
   /** Bytes of memory, roughly. */
@@ -138,6 +163,21 @@ export class DirtyMap {
     }
     return chunk
   }
+}
+
+function markIn(chunk: Chunk, first: number, end: number, epoch: number): void {
+  chunk.countedFor = -1
+  if (chunk.newest !== UNSENT) {
+    if (end - first === BLOCKS_PER_CHUNK) chunk.epochs = undefined
+    else epochsOf(chunk).fill(epoch, first, end)
+    chunk.newest = epoch
+    return
+  }
+  // A write may cover a block in part: what has to be sent of it still has to be.
+  const { epochs } = chunk
+  if (epochs === undefined) return
+  for (let block = first; block < end; block += 1)
+    if (epochs[block] !== UNSENT) epochs[block] = epoch
 }
 
 /** The epoch of each block, for writing to some of them. */

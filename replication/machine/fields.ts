@@ -7,7 +7,7 @@ import { Fault } from '../../core/fault.ts'
 /** Bytes. A hello with hundreds of disks fits easily. */
 const MAX_JSON = 64 * 1024
 
-type Fields = Readonly<Record<string, unknown>>
+export type Fields = Readonly<Record<string, unknown>>
 
 /** @throws Fault PROTOCOL when the payload is not a JSON object of a sane size */
 export function parseFields(payload: Buffer, what: string): Fields {

@@ -40,16 +40,25 @@ export const FRAME_TYPES = {
   done: 6,
   heartbeat: 7,
   pressure: 8,
-  /** The last three are records of the journal, which has the same framing; a peer that sends one is refused. */
+  /** These three are records of the journal, which has the same framing; a peer that sends one is refused. */
   discard: 9,
   state: 10,
   segment: 11,
+  /** Of a new secondary: a range that it changed by itself. Then `ready`: it has told all of them. */
+  dirty: 12,
+  ready: 13,
+  /** Of a primary: the secondary has what is protected from now on. */
+  synced: 14,
+  /** Of a primary that has become a secondary: the receiver, at this checkpoint, is to be the primary. */
+  handover: 15,
 } as const
 
 export type FrameType = keyof typeof FRAME_TYPES
 
 /** zero: the range is a hole afterwards where the image can have holes. */
 export const PUNCH = 1
+/** checkpoint: a part of a copy, after which the secondary is a mixture until the copy is whole. */
+export const PARTIAL = 1
 
 export interface Frame {
   type: FrameType

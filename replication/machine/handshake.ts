@@ -7,8 +7,9 @@
  *  - A pair whose histories cannot be shown to fit is refused, never assumed to be equal.
  */
 
-import type { GroupMode, GroupRole } from '../group.ts'
+import type { GroupMode } from '../group.ts'
 import { flagOf, malformed, objectOf, oneOf, parseFields, textOf, wholeOf } from './fields.ts'
+import { lineageOf, relate, type Fork, type Lineage, type Relation } from './replica-state.ts'
 
 /** Versions of the link protocol that this build speaks. */
 export const PROTOCOL = { min: 1, max: 1 } as const
@@ -19,19 +20,22 @@ export interface DiskIdentity {
   readonly size: number
 }
 
-export interface Hello {
+export interface Hello extends Lineage {
   readonly protocol: { readonly min: number; readonly max: number }
   readonly group: string
   readonly mode: GroupMode
-  readonly role: GroupRole
-  /** Of what this side remembers: the process's where that is memory, the journal's where there is one. */
-  readonly incarnation: string
-  /** The peer's incarnation with which this side has exchanged data, if any. */
-  readonly partner: string | null
+  /** Only primaries connect; either may be connected to. */
+  readonly role: 'primary' | 'secondary'
+  /** Of the replica, for as long as its memory lasts: its journal, or its process. */
+  readonly replica: string
   /** Last committed checkpoint known to this side. */
   readonly checkpoint: number
-  /** Last checkpoint that this side has announced or heard announced: never below `checkpoint`. */
-  readonly announced: number
+  /** Last checkpoint that this side has announced or heard announced; null where a crash made that unknown. */
+  readonly announced: number | null
+  /** Whether what this side holds is a state, rather than a mixture. */
+  readonly consistent: boolean
+  /** Whether this side was a primary of its line: then it tells what it changed since `checkpoint`. */
+  readonly wrote: boolean
   readonly term: number
   /** In the order in which frames number them. */
   readonly disks: readonly DiskIdentity[]
@@ -39,11 +43,24 @@ export interface Hello {
   readonly capacity: number
   /** Whether this side's checkpoints survive its crash (secondary). */
   readonly durable: boolean
+  /** Whose changes an operator has given up, seen from this side, where the two have parted. */
+  readonly discard: 'local' | 'remote' | null
+  /** An operator says that both sides begin with the same content (primary). */
+  readonly identical: boolean
 }
 
 /** `unready`: what is wrong is the secondary's alone, and may heal. */
-export type RefusalCode =
-  'version' | 'configuration' | 'history' | 'deposed' | 'overflow' | 'unready'
+export const REFUSAL_CODES = [
+  'version',
+  'configuration',
+  'history',
+  'split',
+  'deposed',
+  'overflow',
+  'unready',
+] as const
+
+export type RefusalCode = (typeof REFUSAL_CODES)[number]
 
 export interface Refusal {
   readonly code: RefusalCode
@@ -52,72 +69,163 @@ export interface Refusal {
   readonly term: number
 }
 
-/** Why these two must not replicate, or undefined when they may. Tests run in this order; the first one decides. */
-export function objection(primary: Hello, secondary: Hello): Omit<Refusal, 'term'> | undefined {
-  return (
-    versionObjection(primary, secondary) ??
-    configurationObjection(primary, secondary) ??
-    historyObjection(primary, secondary)
+/**
+ * What becomes of a connection, from the two hellos.
+ *  - follow: the side that was connected to follows the one that connected. `resync` says what it lacks: what either side
+ *    knows to have changed, or everything. `at`: the checkpoint of the source's line that it has, but for that.
+ *    `settles`: it is not at a checkpoint of that line before the next one.
+ *  - refuse: nothing is exchanged. `deposed`: the side that connected has to follow the other one instead.
+ */
+export type Verdict =
+  | {
+      readonly kind: 'follow'
+      readonly resync: 'changes' | 'everything'
+      readonly at: number
+      readonly settles: boolean
+    }
+  | { readonly kind: 'refuse'; readonly code: RefusalCode; readonly reason: string }
+
+/** Rules are tried in this order; the first one decides. */
+export function verdictOn(source: Hello, target: Hello): Verdict {
+  const objected = versionObjection(source, target) ?? configurationObjection(source, target)
+  return objected ?? historyVerdict(source, target)
+}
+
+function refuse(code: RefusalCode, reason: string): Verdict & { kind: 'refuse' } {
+  return { kind: 'refuse', code, reason }
+}
+
+function versionObjection(source: Hello, target: Hello): Verdict | undefined {
+  const version = Math.min(source.protocol.max, target.protocol.max)
+  if (version >= source.protocol.min && version >= target.protocol.min) return undefined
+  const range = (hello: Hello): string => `${hello.protocol.min}-${hello.protocol.max}`
+  return refuse(
+    'version',
+    `no common protocol version: the primary speaks ${range(source)}, the secondary ${range(target)}`,
   )
 }
 
-function versionObjection(primary: Hello, secondary: Hello): Omit<Refusal, 'term'> | undefined {
-  const version = Math.min(primary.protocol.max, secondary.protocol.max)
-  if (version >= primary.protocol.min && version >= secondary.protocol.min) return undefined
-  const range = (hello: Hello): string => `${hello.protocol.min}-${hello.protocol.max}`
-  const reason = `no common protocol version: the primary speaks ${range(primary)}, the secondary ${range(secondary)}`
-  return { code: 'version', reason }
-}
-
-function configurationObjection(
-  primary: Hello,
-  secondary: Hello,
-): Omit<Refusal, 'term'> | undefined {
-  const refuse = (reason: string): Omit<Refusal, 'term'> => ({ code: 'configuration', reason })
-  if (primary.group !== secondary.group)
-    return refuse(`the groups differ: primary "${primary.group}", secondary "${secondary.group}"`)
-  if (primary.mode !== secondary.mode)
-    return refuse(`the modes differ: primary ${primary.mode}, secondary ${secondary.mode}`)
-  if (primary.role !== 'primary')
-    return refuse(`the connecting side is ${primary.role}, not a primary`)
-  if (secondary.role === 'primary') return refuse('both sides are primaries')
-  const theirs = new Map(secondary.disks.map((disk) => [disk.name, disk.size]))
-  for (const { name, size } of primary.disks) {
+function configurationObjection(source: Hello, target: Hello): Verdict | undefined {
+  const wrong = (reason: string): Verdict => refuse('configuration', reason)
+  if (source.group !== target.group)
+    return wrong(`the groups differ: primary "${source.group}", secondary "${target.group}"`)
+  if (source.replica === target.replica) return wrong('a replica cannot follow itself')
+  if (source.mode !== target.mode)
+    return wrong(`the modes differ: primary ${source.mode}, secondary ${target.mode}`)
+  if (source.role !== 'primary')
+    return wrong(`the connecting side is ${source.role}, not a primary`)
+  const theirs = new Map(target.disks.map((disk) => [disk.name, disk.size]))
+  for (const { name, size } of source.disks) {
     const other = theirs.get(name)
-    if (other === undefined) return refuse(`disk "${name}" exists only on the primary`)
+    if (other === undefined) return wrong(`disk "${name}" exists only on the primary`)
     if (other !== size)
-      return refuse(`disk "${name}" has ${size} bytes on the primary and ${other} on the secondary`)
+      return wrong(`disk "${name}" has ${size} bytes on the primary and ${other} on the secondary`)
     theirs.delete(name)
   }
-  for (const name of theirs.keys()) return refuse(`disk "${name}" exists only on the secondary`)
+  for (const name of theirs.keys()) return wrong(`disk "${name}" exists only on the secondary`)
   return undefined
 }
 
-function historyObjection(primary: Hello, secondary: Hello): Omit<Refusal, 'term'> | undefined {
-  if (secondary.role === 'active')
-    return { code: 'deposed', reason: 'the secondary was promoted and is the active copy' }
-  if (secondary.term > primary.term)
-    return { code: 'deposed', reason: 'the secondary has seen a newer primary' }
-  const refuse = (reason: string): Omit<Refusal, 'term'> => ({ code: 'history', reason })
-  if (secondary.partner !== null && secondary.partner !== primary.incarnation) {
-    return refuse(
-      "the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
-    )
+const EVERYTHING: Verdict = { kind: 'follow', resync: 'everything', at: 0, settles: true }
+
+function changesSince(at: number, settles: boolean): Verdict {
+  return { kind: 'follow', resync: 'changes', at, settles }
+}
+
+function historyVerdict(source: Hello, target: Hello): Verdict {
+  if (source.generation === null || !source.consistent)
+    return refuse('history', 'the connecting side holds nothing that could be followed')
+  if (target.generation === null) {
+    // What an operator says of the beginning holds only there.
+    const begins = source.checkpoint === 0 && source.history.length === 0
+    if (!source.identical || !begins) return EVERYTHING
+    return { kind: 'follow', resync: 'changes', at: 0, settles: false }
   }
-  if (primary.partner !== null && primary.partner !== secondary.incarnation) {
-    return refuse('the secondary was restarted, so the checkpoints that it held in memory are lost')
+  const relation = relate(source, target)
+  switch (relation.kind) {
+    case 'same':
+      return sameLine(source, target)
+    case 'ahead':
+      return leftBehind(source, target, relation.since)
+    case 'behind':
+      return refuse('deposed', 'the other side was promoted, or went on alone, after this line')
+    case 'parted':
+      return parted(source, target, relation)
+    case 'unrelated':
+      return chosen(source, target, () => EVERYTHING) ?? refuse('history', UNRELATED)
   }
-  if (secondary.checkpoint < primary.checkpoint) {
-    return refuse(
-      `the secondary is at checkpoint ${secondary.checkpoint}, before ${primary.checkpoint}, which it had committed`,
-    )
+}
+
+const CHOOSE = 'choose whose to give up with connect --discard local or remote'
+const UNRELATED = `the two sides hold data that never had anything to do with each other; ${CHOOSE}`
+
+function sameLine(source: Hello, target: Hello): Verdict {
+  if (target.role === 'primary') return refuse('configuration', 'both sides are primaries')
+  if (target.term > source.term) return refuse('deposed', 'the secondary has seen a newer primary')
+  if (source.announced !== null && target.checkpoint > source.announced) {
+    const reason = `the secondary is at checkpoint ${target.checkpoint}, which this primary never announced`
+    return chosen(source, target, () => EVERYTHING) ?? refuse('history', `${reason}; ${CHOOSE}`)
   }
-  if (secondary.checkpoint > primary.announced) {
-    return refuse(
-      `the secondary is at checkpoint ${secondary.checkpoint}, which this primary never announced`,
-    )
+  // What was committed there once is not there any more: what changed since is not known.
+  if (target.checkpoint < source.checkpoint) return EVERYTHING
+  return changesSince(target.checkpoint, !target.consistent)
+}
+
+type Forks = readonly [Fork, ...Fork[]]
+
+/** A side knows what it changed since its last commit: nothing was committed since its first fork, or that is too little. */
+function knowsSince({ checkpoint }: Hello, forks: Forks): boolean {
+  return forks.every((fork) => fork.checkpoint === checkpoint)
+}
+
+/** The target holds a line that the source has left. */
+function leftBehind(source: Hello, target: Hello, forks: Forks): Verdict {
+  const [fork] = forks
+  if (!knowsSince(source, forks)) return EVERYTHING
+  if (fork.by === 'promote') {
+    // An old primary tells what it changed since the last checkpoint that it knew of, which is at most the fork.
+    const known = target.wrote
+      ? target.checkpoint <= fork.checkpoint
+      : target.checkpoint === fork.checkpoint
+    return known ? changesSince(fork.checkpoint, true) : EVERYTHING
   }
-  return undefined
+  if (target.checkpoint < fork.checkpoint) return EVERYTHING
+  if (source.announced !== null && target.checkpoint > source.announced) return EVERYTHING
+  // It is on the source's line only when it has what was written alone: until then a promote of it is a split.
+  return changesSince(target.checkpoint, true)
+}
+
+function parted(
+  source: Hello,
+  target: Hello,
+  { ours, theirs }: Extract<Relation, { kind: 'parted' }>,
+): Verdict {
+  const [left, right] = [ours[0], theirs[0]]
+  const choice = chosen(source, target, () => {
+    // Each side knows what it changed since its own fork. A primary's knowledge begins at or before what it committed.
+    const covered =
+      left.checkpoint === right.checkpoint ||
+      (left.by === 'write' && right.by === 'promote' && right.checkpoint > left.checkpoint) ||
+      (left.by === 'promote' && right.by === 'write' && left.checkpoint > right.checkpoint)
+    const know = knowsSince(source, ours) && knowsSince(target, theirs)
+    return know && covered ? changesSince(left.checkpoint, true) : EVERYTHING
+  })
+  if (choice !== undefined) return choice
+  const line = ({ generation, checkpoint }: Hello): string =>
+    `${String(generation).slice(0, 8)} at checkpoint ${checkpoint}`
+  return refuse(
+    'split',
+    `split brain: both sides went on alone after checkpoint ${left.checkpoint}; this primary holds line ${line(source)}, the other side ${line(target)}; ${CHOOSE}`,
+  )
+}
+
+/** What an operator has chosen, if anything. */
+function chosen(source: Hello, target: Hello, follow: () => Verdict): Verdict | undefined {
+  const loses = source.discard === 'local' || target.discard === 'remote'
+  const wins = source.discard === 'remote' || target.discard === 'local'
+  if (loses && wins) return refuse('split', 'the two sides were told to discard different changes')
+  if (loses) return refuse('deposed', 'an operator has given up the changes of this side')
+  return wins ? follow() : undefined
 }
 
 export function encodeHello(hello: Hello): Buffer {
@@ -138,11 +246,14 @@ export function decodeHello(payload: Buffer): Hello {
     },
     group: textOf(fields['group'], 'hello.group'),
     mode: oneOf(fields['mode'], ['colo', 'remus'], 'hello.mode'),
-    role: oneOf(fields['role'], ['primary', 'secondary', 'active'], 'hello.role'),
-    incarnation: textOf(fields['incarnation'], 'hello.incarnation'),
-    partner: fields['partner'] === null ? null : textOf(fields['partner'], 'hello.partner'),
+    ...lineageOf(fields, 'hello'),
+    role: oneOf(fields['role'], ['primary', 'secondary'], 'hello.role'),
+    replica: textOf(fields['replica'], 'hello.replica'),
     checkpoint: wholeOf(fields['checkpoint'], 'hello.checkpoint'),
-    announced: wholeOf(fields['announced'], 'hello.announced'),
+    announced:
+      fields['announced'] === null ? null : wholeOf(fields['announced'], 'hello.announced'),
+    consistent: flagOf(fields['consistent'], 'hello.consistent'),
+    wrote: flagOf(fields['wrote'], 'hello.wrote'),
     term: wholeOf(fields['term'], 'hello.term'),
     disks: disks.map((disk: unknown) => {
       const { name, size } = objectOf(disk, 'hello.disks')
@@ -150,6 +261,11 @@ export function decodeHello(payload: Buffer): Hello {
     }),
     capacity: wholeOf(fields['capacity'], 'hello.capacity'),
     durable: flagOf(fields['durable'], 'hello.durable'),
+    discard:
+      fields['discard'] === null
+        ? null
+        : oneOf(fields['discard'], ['local', 'remote'] as const, 'hello.discard'),
+    identical: flagOf(fields['identical'], 'hello.identical'),
   }
 }
 
@@ -161,11 +277,7 @@ export function encodeRefusal(refusal: Refusal): Buffer {
 export function decodeRefusal(payload: Buffer): Refusal {
   const fields = parseFields(payload, 'refusal')
   return {
-    code: oneOf(
-      fields['code'],
-      ['version', 'configuration', 'history', 'deposed', 'overflow', 'unready'],
-      'refusal.code',
-    ),
+    code: oneOf(fields['code'], REFUSAL_CODES, 'refusal.code'),
     reason: textOf(fields['reason'], 'refusal.reason'),
     term: wholeOf(fields['term'], 'refusal.term'),
   }

@@ -15,6 +15,8 @@ export interface Marker {
   readonly checkpoint: number
   /** Payload bytes of the epoch that it ends. */
   readonly bytes: number
+  /** It ends a part of a copy, and is no checkpoint to anybody else. */
+  readonly partial: boolean
   readonly waiter: CheckpointRequest | undefined
 }
 

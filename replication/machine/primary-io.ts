@@ -5,18 +5,44 @@ import type { CheckpointResult, GroupEvent, GroupMode } from '../group.ts'
 import type { Frame } from './frame.ts'
 import type { DiskIdentity, Hello, Refusal } from './handshake.ts'
 import type { LivenessSettings } from './liveness.ts'
+import type { ReplicaState } from './replica-state.ts'
 
 export interface PrimarySettings extends LivenessSettings {
   readonly group: string
   readonly mode: GroupMode
-  readonly incarnation: string
+  /** Of what this side remembers. */
+  readonly replica: string
+  readonly remembered: ReplicaState
+  /** Whether another replica may hold the remembered line. */
+  readonly shared: boolean
   readonly disks: readonly DiskIdentity[]
+  /** A secondary that knows nothing begins with the same content. */
+  readonly identical: boolean
+  /** The most bytes of a copy between two partial checkpoints. */
+  readonly partBytes: number
+  readonly onLinkLoss: 'continue' | 'freeze'
+  /** Milliseconds between checkpoints that the primary makes by itself; 0: it makes none. */
+  readonly intervalMs: number
 }
 
 export type PrimaryInput =
   | { readonly type: 'link-up'; readonly nowMs: number; readonly peer: string }
   | { readonly type: 'hello'; readonly nowMs: number; readonly hello: Hello }
   | { readonly type: 'refused'; readonly nowMs: number; readonly refusal: Refusal }
+  /** The secondary changed a range by itself. */
+  | {
+      readonly type: 'changed'
+      readonly nowMs: number
+      readonly disk: number
+      readonly at: number
+      readonly length: number
+    }
+  /** The secondary has told all that it changed. */
+  | { readonly type: 'ready'; readonly nowMs: number }
+  /** Another primary connects to this side. */
+  | { readonly type: 'called'; readonly hello: Hello }
+  /** A guest is about to write while no secondary follows: a new line begins. */
+  | { readonly type: 'fork'; readonly generation: string }
   | {
       readonly type: 'done'
       readonly nowMs: number
@@ -39,6 +65,17 @@ export type PrimaryInput =
       readonly timeoutMs: number
     }
   | { readonly type: 'set-replicating'; readonly on: boolean }
+  /** Whose changes an operator gives up where the two sides have parted. */
+  | { readonly type: 'discard'; readonly whose: 'local' | 'remote' }
+  | {
+      readonly type: 'configure'
+      readonly onLinkLoss: 'continue' | 'freeze' | undefined
+      readonly intervalMs: number | undefined
+    }
+  /** A copy of everything, whatever is known to be equal. */
+  | { readonly type: 'copy-again' }
+  /** A part of a copy, as large as the secondary should have to hold, was sent. */
+  | { readonly type: 'part-sent' }
   | { readonly type: 'resynced'; readonly nowMs: number; readonly session: number }
   | { readonly type: 'disk-failed'; readonly reason: string }
 
@@ -56,6 +93,18 @@ export type PrimaryEffect =
       readonly code: FaultCode
       readonly reason: string
     }
-  /** Send every block that is dirty with respect to `committed`, then give back `resynced` with the same session. */
-  | { readonly type: 'resync'; readonly session: number; readonly committed: number }
+  /**
+   * Send every block that is dirty with respect to `committed`, then give back `resynced` with the same session.
+   * `copies`: the disks as a whole, which has to be remembered before.
+   */
+  | {
+      readonly type: 'resync'
+      readonly session: number
+      readonly committed: number
+      readonly copies: boolean
+    }
+  /** Answer another primary's call. */
+  | { readonly type: 'answer'; readonly refusal: Refusal }
+  /** The other side is the primary, and nothing was written here: become its secondary. */
+  | { readonly type: 'step-down'; readonly reason: string }
   | { readonly type: 'event'; readonly event: GroupEvent }

@@ -12,20 +12,35 @@
 
 import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
-import type { CheckpointResult, GroupEvent, Protection } from '../group.ts'
+import type { CheckpointResult, GroupEvent, Protection, SideStatus } from '../group.ts'
 import { DirtyMap } from './dirty-map.ts'
-import { frame, type Frame } from './frame.ts'
-import { encodeHello, objection, PROTOCOL, type Hello, type Refusal } from './handshake.ts'
+import { frame, PARTIAL, type Frame } from './frame.ts'
+import { encodeHello, PROTOCOL, verdictOn, type Hello, type Refusal } from './handshake.ts'
 import { Liveness } from './liveness.ts'
 import { Markers, type CheckpointRequest } from './markers.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { PrimaryEffect, PrimaryInput, PrimarySettings } from './primary-io.ts'
+import { forked, type Lineage, type ReplicaState } from './replica-state.ts'
 
 type Link =
   | { readonly kind: 'down' }
-  | { readonly kind: 'greeting' }
-  | { readonly kind: 'resyncing'; readonly session: number }
+  | { readonly kind: 'greeting'; readonly hello: Hello }
+  /** The secondary tells what it changed by itself; then the resync begins. */
+  | { readonly kind: 'learning'; readonly copies: boolean; readonly settles: boolean }
+  | {
+      readonly kind: 'resyncing'
+      readonly session: number
+      readonly copies: boolean
+      readonly settles: boolean
+    }
+  /** Everything is sent; the secondary is at a checkpoint of this line when `checkpoint` is done. */
+  | { readonly kind: 'settling'; readonly checkpoint: number }
   | { readonly kind: 'streaming' }
+
+/** A part of a copy, as a share of what the secondary can hold. */
+const PART_SHARE = 0.25
+
+const ALONE = 'active without a secondary'
 
 export class PrimaryMachine {
   readonly #settings: PrimarySettings
@@ -33,27 +48,62 @@ export class PrimaryMachine {
   readonly #dirty: readonly DirtyMap[]
   #link: Link = { kind: 'down' }
   #peer: string | null = null
-  #partner: string | null = null
+  #lineage: Lineage
+  /** Whether another replica may hold the present line. */
+  #shared: boolean
+  /** Whether the dirty maps come from an earlier process, which does not say in which epochs. */
+  #recalled = true
+  #role: 'primary' | 'active'
   #durable = false
-  #committed = 0
-  #announced = 0
-  #term = 1
+  #committed: number
+  #announced: number
+  /** Whether `announced` may be too low. */
+  #forgot: boolean
+  #term: number
+  #discard: Hello['discard'] = null
   #replicating = true
   #deposed = false
+  #touched = false
+  #onLinkLoss: 'continue' | 'freeze'
+  #intervalMs: number
+  #released = false
   #heals = true
   /** Why the group is not protected; undefined while it was never anything else than about to connect. */
   #reason: string | undefined
   readonly #markers = new Markers()
   #epochBytes = 0
+  #partBytes = 0
+  /** A resync was too much for the secondary to hold as one epoch: it is sent in parts. */
+  #inParts = false
+  #lastMarkerMs = 0
   #session = 0
   readonly #report: ProtectionReport
   #effects: PrimaryEffect[] = []
 
   constructor(settings: PrimarySettings) {
+    const { remembered } = settings
     this.#settings = settings
     this.#liveness = new Liveness(settings)
     this.#dirty = settings.disks.map(() => new DirtyMap())
+    this.#onLinkLoss = settings.onLinkLoss
+    this.#intervalMs = settings.intervalMs
+    this.#role = remembered.role === 'active' ? 'active' : 'primary'
+    this.#lineage = { generation: remembered.generation, history: remembered.history }
+    this.#shared = settings.shared
+    this.#committed = remembered.checkpoint
+    this.#announced = remembered.announced ?? remembered.checkpoint
+    this.#forgot = remembered.announced === null
+    this.#term = remembered.term
+    if (this.#role === 'active') {
+      this.#reason = ALONE
+      // Whoever promoted it wants it to serve.
+      this.#released = true
+    }
     this.#report = new ProtectionReport(settings.group, this)
+  }
+
+  get role(): 'primary' | 'active' {
+    return this.#role
   }
 
   get committed(): number {
@@ -74,17 +124,20 @@ export class PrimaryMachine {
   }
 
   get replicating(): boolean {
-    return this.#replicating && !this.#deposed
+    return this.#replicating
   }
 
   get protection(): Protection {
     switch (this.#link.kind) {
       case 'streaming':
         return 'protected'
+      case 'learning':
       case 'resyncing':
+      case 'settling':
         return 'resyncing'
       case 'greeting':
       case 'down':
+        if (this.frozen) return 'frozen'
         return this.#reason === undefined ? 'connecting' : 'unprotected'
     }
   }
@@ -98,9 +151,44 @@ export class PrimaryMachine {
     return this.protection === 'protected' ? null : (this.#reason ?? null)
   }
 
+  /** What a status shows of the role. */
+  get status(): Omit<SideStatus, 'disks'> {
+    const { role, protection, reason, heals, committed, term, durable, peer } = this
+    return { role, protection, reason, heals, checkpoint: committed, term, durable, peer }
+  }
+
   /** Why the guest may not write, or undefined when it may. */
   get writeObjection(): string | undefined {
-    return this.#deposed ? 'this copy was deposed: its secondary was promoted' : undefined
+    return this.#deposed ? 'this copy was deposed: the other side is the active one' : undefined
+  }
+
+  /** 14: no write begins and none is acknowledged. */
+  get frozen(): boolean {
+    if (this.#onLinkLoss !== 'freeze' || this.#released || this.#deposed) return false
+    return this.#link.kind === 'down' || this.#link.kind === 'greeting'
+  }
+
+  /** Whether a write would change a line that another replica may hold as it is: then a new one is begun first. */
+  get mustFork(): boolean {
+    return this.#shared && (this.#link.kind === 'down' || this.#link.kind === 'greeting')
+  }
+
+  /** What has to be remembered of this side. `announced` is known only if this is the last that is remembered. */
+  state(ending: boolean): ReplicaState {
+    return {
+      ...this.#lineage,
+      role: this.#role,
+      term: this.#term,
+      wrote: true,
+      consistent: true,
+      checkpoint: this.#committed,
+      announced: ending && !this.#forgot ? this.#announced : null,
+    }
+  }
+
+  /** The shell remembers from an earlier process that a range may differ from the last checkpoint. */
+  recall(disk: number, at: number, length: number): void {
+    this.#mapOf(disk).mark(at, length, this.#announced + 1)
   }
 
   dirtyBytes(disk: number): number {
@@ -128,6 +216,7 @@ export class PrimaryMachine {
 
   /** A guest's write is about to change [at, at + length). */
   writing(disk: number, at: number, length: number): void {
+    this.#touched = true
     this.#mapOf(disk).mark(at, length, this.#announced + 1)
   }
 
@@ -142,9 +231,19 @@ export class PrimaryMachine {
    */
   written(disk: number, at: number, length: number): boolean {
     this.#mapOf(disk).mark(at, length, this.#announced + 1)
-    if (this.#link.kind !== 'streaming' && this.#link.kind !== 'resyncing') return false
+    const { kind } = this.#link
+    // What is written while the secondary still tells what it changed is sent with the resync.
+    if (kind !== 'streaming' && kind !== 'settling' && kind !== 'resyncing') return false
     this.#epochBytes += length
     return true
+  }
+
+  /** A resync has sent so many bytes. @returns whether the shell has to say `part-sent` */
+  resent(disk: number, at: number, length: number): boolean {
+    this.#mapOf(disk).sent(at, length, this.#announced + 1)
+    this.#epochBytes += length
+    if (this.#link.kind !== 'resyncing') return false
+    return (this.#link.copies || this.#inParts) && this.#epochBytes >= this.#partBytes
   }
 
   step(input: PrimaryInput): readonly PrimaryEffect[] {
@@ -157,17 +256,35 @@ export class PrimaryMachine {
 
   #take(input: PrimaryInput): void {
     switch (input.type) {
-      case 'link-up':
+      case 'link-up': {
         this.#liveness.start(input.nowMs)
         this.#peer = input.peer
-        this.#link = { kind: 'greeting' }
-        this.#send(frame('hello', { payload: encodeHello(this.#hello()) }))
+        const hello = this.#hello()
+        this.#link = { kind: 'greeting', hello }
+        this.#send(frame('hello', { payload: encodeHello(hello) }))
         return
+      }
       case 'hello':
         this.#greet(input.hello, input.nowMs)
         return
       case 'refused':
         this.#refused(input.refusal)
+        return
+      case 'changed':
+        this.#liveness.heard(input.nowMs)
+        if (this.#link.kind === 'learning')
+          this.#mapOf(input.disk).mark(input.at, input.length, this.#announced + 1)
+        else this.#closeLink('the secondary told of a change out of turn')
+        return
+      case 'ready':
+        this.#ready(input.nowMs)
+        return
+      case 'called':
+        this.#called(input.hello)
+        return
+      case 'fork':
+        this.#lineage = forked(this.#lineage, input.generation, this.#committed, 'write')
+        this.#shared = false
         return
       case 'done':
         this.#done(input.checkpoint, input.commitUs, input.nowMs)
@@ -196,6 +313,19 @@ export class PrimaryMachine {
       case 'set-replicating':
         this.#setReplicating(input.on)
         return
+      case 'discard':
+        this.#discard = input.whose
+        return
+      case 'configure':
+        this.#onLinkLoss = input.onLinkLoss ?? this.#onLinkLoss
+        this.#intervalMs = input.intervalMs ?? this.#intervalMs
+        return
+      case 'copy-again':
+        this.#copyAgain()
+        return
+      case 'part-sent':
+        this.#mark(undefined, PARTIAL)
+        return
       case 'resynced':
         this.#resynced(input.session, input.nowMs)
         return
@@ -207,20 +337,24 @@ export class PrimaryMachine {
   }
 
   #hello(): Hello {
-    const { group, mode, incarnation, disks } = this.#settings
+    const { group, mode, replica, disks, identical } = this.#settings
     return {
+      ...this.#lineage,
       protocol: PROTOCOL,
       group,
       mode,
       role: 'primary',
-      incarnation,
-      partner: this.#partner,
+      replica,
       checkpoint: this.#committed,
-      announced: this.#announced,
+      announced: this.#forgot ? null : this.#announced,
+      consistent: true,
+      wrote: true,
       term: this.#term,
       disks,
       capacity: 0,
       durable: false,
+      discard: this.#discard,
+      identical,
     }
   }
 
@@ -228,45 +362,130 @@ export class PrimaryMachine {
     if (this.#link.kind !== 'greeting') return this.#closeLink('the peer sent a second hello')
     this.#heals = true
     this.#liveness.heard(nowMs)
-    const objected = objection(this.#hello(), hello)
-    if (objected !== undefined) {
-      const { code, reason } = objected
+    const sent = this.#link.hello
+    const verdict = verdictOn(sent, hello)
+    if (verdict.kind === 'refuse') {
+      const { code, reason } = verdict
       return this.#refused({ code, reason, term: hello.term })
     }
-    this.#partner = hello.incarnation
+    if (sent.generation !== this.#lineage.generation)
+      return this.#closeLink('a guest wrote while the secondary was being greeted')
+    const copies = verdict.resync === 'everything'
+    this.#base(copies, verdict.at, Math.max(hello.announced ?? 0, hello.checkpoint))
+    this.#shared = true
     this.#durable = hello.durable
-    this.#commit(hello.checkpoint)
-    // What is too much for the secondary shows when it is sent: how much of it is zeroes, nobody knows before.
-    const dirty = this.#settings.disks.some(
-      (_, disk) => this.nextDirty(disk, 0, 1, this.#committed) !== undefined,
-    )
+    this.#term = Math.max(this.#term, hello.term)
+    this.#partBytes = Math.min(this.#settings.partBytes, Math.floor(hello.capacity * PART_SHARE))
     this.#epochBytes = 0
-    this.#session += 1
-    this.#link = { kind: 'resyncing', session: this.#session }
+    this.#reason = 'hearing what the secondary changed by itself'
+    this.#link = { kind: 'learning', copies, settles: verdict.settles }
     this.#event({
       event: 'REPLICATION_LINK',
       data: { group: this.#settings.group, up: true, peer: this.#peer, reason: null },
     })
+  }
+
+  /** What the secondary has, and hence what is dirty. Numbers that either side has used are not used again. */
+  #base(copies: boolean, at: number, used: number): void {
+    this.#announced = Math.max(this.#announced, used)
+    this.#forgot = false
+    if (this.#recalled) this.#unsend()
+    this.#recalled = false
+    if (!copies) return this.#commit(at)
+    for (const [disk, { size }] of this.#settings.disks.entries())
+      this.#mapOf(disk).mark(0, size, this.#announced + 1)
+  }
+
+  /** Parts of a resync may be committed before the rest is sent: no commit makes clean what was not sent. */
+  #unsend(): void {
+    for (const map of this.#dirty) map.unsend(this.#committed)
+  }
+
+  #ready(nowMs: number): void {
+    this.#liveness.heard(nowMs)
+    if (this.#link.kind !== 'learning')
+      return this.#closeLink('the secondary was ready out of turn')
+    const { copies, settles } = this.#link
+    this.#unsend()
+    // What is too much for the secondary shows when it is sent: how much of it is zeroes, nobody knows before.
+    const dirty = this.#settings.disks.some(
+      (_, disk) => this.nextDirty(disk, 0, 1, this.#committed) !== undefined,
+    )
+    this.#session += 1
+    this.#link = { kind: 'resyncing', session: this.#session, copies, settles }
     if (!dirty) return this.#resynced(this.#session, nowMs)
-    this.#reason = 'sending what changed while the secondary was away'
-    this.#effects.push({ type: 'resync', session: this.#session, committed: this.#committed })
+    this.#reason = copies
+      ? 'copying the disks to the secondary'
+      : 'sending what changed while the secondary was away'
+    this.#effects.push({
+      type: 'resync',
+      session: this.#session,
+      committed: this.#committed,
+      copies,
+    })
   }
 
   #refused({ code, reason, term }: Refusal): void {
     this.#heals = code === 'unready' || code === 'overflow'
-    if (code === 'deposed' && term > this.#term) {
-      this.#deposed = true
-      const error = `deposed: ${reason}; this copy acknowledges no more writes`
-      this.#event({ event: 'REPLICATION_ERROR', data: { group: this.#settings.group, error } })
-    }
+    if (code === 'overflow' && this.#link.kind === 'resyncing') this.#inParts = true
+    if (code === 'deposed' || (code === 'split' && term > this.#term)) this.#depose(reason)
     this.#closeLink(`refused: ${reason}`)
+  }
+
+  #depose(reason: string): void {
+    if (!this.#touched) {
+      this.#heals = true
+      this.#effects.push({ type: 'step-down', reason })
+    }
+    if (this.#deposed) return
+    this.#deposed = true
+    const error = `deposed: ${reason}; this copy acknowledges no more writes`
+    this.#event({ event: 'REPLICATION_ERROR', data: { group: this.#settings.group, error } })
+  }
+
+  /** Another primary would have this side follow it. */
+  #called(hello: Hello): void {
+    const ours = this.#hello()
+    const verdict = verdictOn(hello, ours)
+    const answer = (code: Refusal['code'], reason: string): void =>
+      void this.#effects.push({ type: 'answer', refusal: { code, reason, term: this.#term } })
+    if (verdict.kind === 'refuse') {
+      if (verdict.code === 'split' && hello.term > this.#term) this.#depose(verdict.reason)
+      return answer(verdict.code, verdict.reason)
+    }
+    this.#depose('the other side was promoted, or an operator has chosen its data')
+    if (this.#touched)
+      answer('unready', 'the other side is still a primary: stop its guest, then demote it')
+    else answer('unready', 'the other side is becoming a secondary')
+    if (this.#link.kind !== 'down') this.#closeLink('this side was deposed')
   }
 
   #resynced(session: number, nowMs: number): void {
     if (this.#link.kind !== 'resyncing' || this.#link.session !== session) return
+    const settles = this.#link.settles || this.#link.copies || this.#inParts
+    this.#inParts = false
+    const queued = this.#markers.takeQueued()
+    if (settles) {
+      this.#reason = 'awaiting the first checkpoint of the copy'
+      if (queued.length === 0) this.#mark(undefined, 0)
+      const next = queued.length === 0 ? this.#announced : this.#announced + 1
+      this.#link = { kind: 'settling', checkpoint: next }
+    } else this.#streaming()
+    for (const request of queued) this.#announce(request, nowMs)
+  }
+
+  #streaming(): void {
     this.#link = { kind: 'streaming' }
     this.#reason = undefined
-    for (const request of this.#markers.takeQueued()) this.#announce(request, nowMs)
+    this.#released = false
+    this.#discard = null
+    this.#send(frame('synced'))
+    if (this.#role === 'primary') return
+    this.#role = 'primary'
+    this.#event({
+      event: 'REPLICATION_ROLE',
+      data: { group: this.#settings.group, role: 'primary', term: this.#term },
+    })
   }
 
   #checkpoint(input: Extract<PrimaryInput, { type: 'checkpoint' }>): void {
@@ -274,8 +493,10 @@ export class PrimaryMachine {
     const wanted = { request, askedMs: nowMs, deadlineMs: nowMs + timeoutMs }
     switch (this.#link.kind) {
       case 'streaming':
+      case 'settling':
         this.#announce(wanted, nowMs)
         return
+      case 'learning':
       case 'resyncing':
         this.#markers.queue(wanted)
         return
@@ -293,10 +514,16 @@ export class PrimaryMachine {
   #announce(waiter: CheckpointRequest, nowMs: number): void {
     if (waiter.deadlineMs <= nowMs)
       return this.#fail(waiter, 'TIMEOUT', 'the resync took longer than the time allowed')
+    this.#lastMarkerMs = nowMs
+    this.#mark(waiter, 0)
+  }
+
+  #mark(waiter: CheckpointRequest | undefined, flags: number): void {
     this.#announced += 1
-    this.#markers.sent({ checkpoint: this.#announced, bytes: this.#epochBytes, waiter })
+    const partial = flags === PARTIAL
+    this.#markers.sent({ checkpoint: this.#announced, bytes: this.#epochBytes, partial, waiter })
     this.#epochBytes = 0
-    this.#send(frame('checkpoint', { position: this.#announced }))
+    this.#send(frame('checkpoint', { position: this.#announced, flags }))
   }
 
   #done(checkpoint: number, commitUs: number, nowMs: number): void {
@@ -310,6 +537,8 @@ export class PrimaryMachine {
     }
     this.#commit(checkpoint)
     const { waiter, bytes } = marker
+    if (marker.partial) return
+    if (this.#link.kind === 'settling' && checkpoint >= this.#link.checkpoint) this.#streaming()
     const pauseUs = waiter === undefined ? commitUs : Math.round((nowMs - waiter.askedMs) * 1000)
     const result: CheckpointResult = { checkpoint, pauseUs, commitUs, bytes }
     this.#event({
@@ -340,14 +569,32 @@ export class PrimaryMachine {
       this.#fail(waiter, 'TIMEOUT', reason)
     }
     if (this.#link.kind === 'down') return
+    this.#checkpointByItself(nowMs)
     const sign = this.#liveness.tick(nowMs)
     if (sign === 'dead') this.#closeLink(`the peer was silent for ${this.#settings.timeoutMs} ms`)
     if (sign === 'beat') this.#send(frame('heartbeat'))
   }
 
+  /** Protection without a toolstack: a checkpoint as often as asked for, while there is something to protect. */
+  #checkpointByItself(nowMs: number): void {
+    const intervalMs = this.#intervalMs
+    if (intervalMs === 0 || this.#link.kind !== 'streaming' || this.#epochBytes === 0) return
+    if (nowMs - this.#lastMarkerMs < intervalMs || this.#markers.awaited !== undefined) return
+    this.#lastMarkerMs = nowMs
+    this.#mark(undefined, 0)
+  }
+
+  /** Everything counts as changed; the next connection sends it, in parts. */
+  #copyAgain(): void {
+    for (const [disk, { size }] of this.#settings.disks.entries())
+      this.#mapOf(disk).mark(0, size, this.#announced + 1)
+    this.#inParts = true
+    if (this.#link.kind !== 'down') this.#closeLink('an operator asked for a copy of everything')
+  }
+
   #setReplicating(on: boolean): void {
     this.#replicating = on
-    if (!on && !this.#deposed) {
+    if (!on) {
       this.#reason = 'replication was switched off'
       if (this.#link.kind !== 'down') this.#closeLink(this.#reason)
     }
@@ -362,6 +609,7 @@ export class PrimaryMachine {
   #linkDown(reason: string): void {
     if (this.#link.kind === 'down') return
     const wasUp = this.#link.kind !== 'greeting'
+    if (this.#link.kind === 'resyncing' && this.#link.copies) this.#inParts = true
     this.#link = { kind: 'down' }
     this.#reason = reason
     const peer = this.#peer

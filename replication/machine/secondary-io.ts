@@ -2,22 +2,22 @@
 
 import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupEvent, GroupMode } from '../group.ts'
-import type { ReplicaState } from '../journal/records.ts'
 import type { Frame } from './frame.ts'
 import type { DiskIdentity, Hello } from './handshake.ts'
 import type { LivenessSettings } from './liveness.ts'
+import type { ReplicaState } from './replica-state.ts'
 
 export interface SecondarySettings extends LivenessSettings {
   readonly group: string
   readonly mode: GroupMode
-  readonly incarnation: string
+  /** Of what this side remembers. */
+  readonly replica: string
   readonly disks: readonly DiskIdentity[]
   /** Bytes of epochs that may be held in memory. */
   readonly capacity: number
   /** Whether what is committed survives a crash. */
   readonly durable: boolean
-  /** What this side remembers from before it was started. */
-  readonly remembered?: ReplicaState & { readonly committed: number }
+  readonly remembered: ReplicaState
 }
 
 /** Connections are numbered by the shell: a primary may come back on a new one before the old one is known to be dead. */
@@ -34,7 +34,11 @@ export type SecondaryInput =
       readonly nowMs: number
       readonly link: number
       readonly checkpoint: number
+      /** It ends a part of a copy. */
+      readonly partial: boolean
     }
+  /** The primary has sent everything: this side is protected. */
+  | { readonly type: 'synced'; readonly nowMs: number; readonly link: number }
   | { readonly type: 'heartbeat'; readonly nowMs: number; readonly link: number }
   | { readonly type: 'committed'; readonly checkpoint: number; readonly commitUs: number }
   /** Nothing can be recorded for now: what is not committed is lost. */
@@ -47,7 +51,22 @@ export type SecondaryInput =
   | { readonly type: 'overflow'; readonly localBytes: number }
   | { readonly type: 'link-down'; readonly link: number; readonly reason: string }
   | { readonly type: 'tick'; readonly nowMs: number }
-  | { readonly type: 'promote'; readonly request: number; readonly force: boolean }
+  | {
+      readonly type: 'promote'
+      readonly request: number
+      readonly force: boolean
+      /** The line that begins if it works. */
+      readonly generation: string
+    }
+  /** The primary has become a secondary at this checkpoint, and leaves its role to this side. */
+  | {
+      readonly type: 'handover'
+      readonly link: number
+      readonly checkpoint: number
+      readonly generation: string
+    }
+  /** Whose changes an operator gives up where the two sides have parted. */
+  | { readonly type: 'discard'; readonly whose: 'local' | 'remote' }
   | {
       readonly type: 'await-checkpoint'
       readonly nowMs: number
@@ -61,12 +80,17 @@ export type SecondaryEffect =
   | { readonly type: 'close-link'; readonly link: number; readonly reason: string }
   /** Forget what was received since the last checkpoint. */
   | { readonly type: 'discard' }
-  /** Make what was received the recoverable state of every disk at once; give back `committed`, in order, or `log-failed`. */
-  | { readonly type: 'commit'; readonly checkpoint: number }
+  /** Tell the primary of every range that was changed here, then that this was all. */
+  | { readonly type: 'tell-changes'; readonly link: number }
+  /**
+   * Make what was received, and `state`, the recoverable state of every disk at once; give back `committed`, in order, or
+   * `log-failed`.
+   */
+  | { readonly type: 'commit'; readonly checkpoint: number; readonly state: ReplicaState }
+  /** What was changed here is of no account any more: every disk is what the primary sent. */
+  | { readonly type: 'forget-changes' }
   /** Make the log work again, then give back `log-restarted` or `log-failed`. */
   | { readonly type: 'restart-log' }
-  /** Remember this no later than the next commit. */
-  | { readonly type: 'note'; readonly state: ReplicaState }
   /** Remember this, then give back `remembered` or `remember-failed`. */
   | { readonly type: 'remember'; readonly state: ReplicaState }
   /** Serve: the last checkpoint, and with COLO the guest's own writes on it. */

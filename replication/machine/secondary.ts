@@ -17,14 +17,14 @@ import { frame, type Frame } from './frame.ts'
 import {
   encodeHello,
   encodeRefusal,
-  objection,
   PROTOCOL,
+  verdictOn,
   type Hello,
   type RefusalCode,
 } from './handshake.ts'
-import type { ReplicaState } from '../journal/records.ts'
 import { Liveness } from './liveness.ts'
 import { ProtectionReport } from './protection-report.ts'
+import { forked, type Lineage, type ReplicaState } from './replica-state.ts'
 import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './secondary-io.ts'
 
 interface Link {
@@ -32,6 +32,10 @@ interface Link {
   readonly peer: string
   /** Disk numbers of frames on this link, as indexes of our own list. */
   readonly disks: readonly number[]
+  /** What this side is part of with the next commit. */
+  readonly lineage: Lineage
+  /** Whether the primary says that everything is sent. */
+  synced: boolean
 }
 
 /** A marker that was received, and is not committed yet. */
@@ -40,6 +44,8 @@ interface Commit {
   readonly bytes: number
   /** The link that it came on. */
   readonly link: number
+  /** What this side is then. */
+  readonly state: ReplicaState
 }
 
 interface Waiter {
@@ -57,19 +63,25 @@ export class SecondaryMachine {
   readonly #liveness: Liveness
   #link: Link | undefined
   #role: GroupRole = 'secondary'
-  #partner: string | null = null
-  #committed = 0
-  #announced = 0
+  /** As it is remembered; a promote and each commit replace it. */
+  #state: ReplicaState
+  #announced: number
+  #discard: Hello['discard'] = null
   /** Begun and not ended, oldest first. */
   #commits: Commit[] = []
   /** Commands that wait for the commits under way, and then for the decision to be remembered. */
   #promotions: number[] = []
-  #deciding = false
+  /** What this side will be when that is remembered. */
+  #decision: ReplicaState | undefined
+  /** Whether the primary that is being greeted leads on from the state that is here. */
+  #joins = false
+  #handedOver = false
+  #nextGeneration: string | undefined
   /** The link that was the current one when a forced promote came. */
   #deposing: number | undefined
   #logError: string | undefined
-  /** As a primary's at first, so that a promote deposes even a primary that was never met. */
-  #term = 1
+  /** The highest that was heard of. */
+  #term: number
   #replicating = true
   #reason: string | undefined
   #epochBytes = 0
@@ -84,15 +96,9 @@ export class SecondaryMachine {
   constructor(settings: SecondarySettings) {
     this.#settings = settings
     this.#liveness = new Liveness(settings)
-    if (settings.remembered !== undefined) {
-      const { partner, role, term, committed } = settings.remembered
-      this.#partner = partner
-      this.#role = role
-      this.#term = term
-      this.#committed = committed
-      this.#announced = committed
-      if (role === 'active') this.#reason = ALONE
-    }
+    this.#state = { ...settings.remembered, role: 'secondary' }
+    this.#announced = settings.remembered.checkpoint
+    this.#term = settings.remembered.term
     this.#report = new ProtectionReport(settings.group, this)
   }
 
@@ -101,7 +107,16 @@ export class SecondaryMachine {
   }
 
   get committed(): number {
-    return this.#committed
+    return this.#state.checkpoint
+  }
+
+  /** Whether what is here is a state of a disk, rather than a mixture. */
+  get consistent(): boolean {
+    return this.#state.consistent
+  }
+
+  get state(): ReplicaState {
+    return this.#state
   }
 
   get term(): number {
@@ -113,7 +128,8 @@ export class SecondaryMachine {
   }
 
   get protection(): Protection {
-    if (this.#link !== undefined) return 'protected'
+    if (this.#link !== undefined) return this.#link.synced ? 'protected' : 'resyncing'
+    if (!this.#state.consistent) return 'inconsistent'
     return this.#reason === undefined ? 'connecting' : 'unprotected'
   }
 
@@ -149,7 +165,9 @@ export class SecondaryMachine {
       case 'hello':
         return this.#greet(input)
       case 'checkpoint':
-        return this.#checkpoint(input.link, input.checkpoint, input.nowMs)
+        return this.#checkpoint(input)
+      case 'synced':
+        return this.#synced(input.link, input.nowMs)
       case 'heartbeat':
         if (this.#link?.number === input.link) this.#liveness.heard(input.nowMs)
         return
@@ -177,7 +195,12 @@ export class SecondaryMachine {
       case 'tick':
         return this.#tick(input.nowMs)
       case 'promote':
-        return this.#promote(input.request, input.force)
+        return this.#promote(input)
+      case 'handover':
+        return this.#handover(input)
+      case 'discard':
+        this.#discard = input.whose
+        return
       case 'await-checkpoint':
         return this.#awaitCheckpoint(input)
       case 'set-replicating':
@@ -186,20 +209,22 @@ export class SecondaryMachine {
   }
 
   #hello(): Hello {
-    const { group, mode, incarnation, disks, capacity, durable } = this.#settings
+    const { group, mode, replica, disks, capacity, durable } = this.#settings
+    const { generation, history, checkpoint, consistent, wrote } = this.#state
     return {
+      ...{ generation, history, checkpoint, consistent, wrote },
       protocol: PROTOCOL,
       group,
       mode,
       durable,
-      role: this.#role,
-      incarnation,
-      partner: this.#partner,
-      checkpoint: this.#committed,
+      role: 'secondary',
+      replica,
       announced: this.#announced,
       term: this.#term,
       disks,
       capacity,
+      discard: this.#discard,
+      identical: false,
     }
   }
 
@@ -212,22 +237,37 @@ export class SecondaryMachine {
       this.#linkDown(reason)
     }
     const names = this.#settings.disks.map(({ name }) => name)
-    this.#link = { number: link, peer, disks: hello.disks.map(({ name }) => names.indexOf(name)) }
+    const { generation, history } = hello
+    this.#link = {
+      number: link,
+      peer,
+      disks: hello.disks.map(({ name }) => names.indexOf(name)),
+      lineage: { generation, history },
+      synced: false,
+    }
     this.#liveness.start(nowMs)
-    this.#partner = hello.incarnation
     this.#term = Math.max(this.#term, hello.term)
     this.#reason = undefined
-    this.#effects.push({ type: 'note', state: this.#state('secondary', this.#term) })
-    this.#send(link, frame('hello', { payload: encodeHello(this.#hello()) }))
+    const before = encodeHello(this.#hello())
+    // What is here is a state of the primary's line already.
+    if (this.#joins) this.#state = { ...this.#state, generation, history }
+    this.#send(link, frame('hello', { payload: before }))
+    this.#effects.push({ type: 'tell-changes', link })
     this.#event({
       event: 'REPLICATION_LINK',
       data: { group: this.#settings.group, up: true, peer, reason: null },
     })
   }
 
+  /** Our number of a disk, as frames to the primary have to name it. */
+  diskFor(link: number, disk: number): number {
+    return this.#link?.number === link ? this.#link.disks.indexOf(disk) : -1
+  }
+
   #objectionTo(hello: Hello): { code: RefusalCode; reason: string } | undefined {
-    const objected = objection(hello, this.#hello())
-    if (objected !== undefined) return objected
+    const verdict = verdictOn(hello, this.#hello())
+    if (verdict.kind === 'refuse') return verdict
+    this.#joins = !verdict.settles
     if (!this.#replicating)
       return { code: 'configuration', reason: 'replication is switched off on the secondary' }
     if (this.#logError !== undefined) {
@@ -239,11 +279,8 @@ export class SecondaryMachine {
     return undefined
   }
 
-  #state(role: ReplicaState['role'], term: number): ReplicaState {
-    return { partner: this.#partner, role, term }
-  }
-
-  #checkpoint(link: number, checkpoint: number, nowMs: number): void {
+  #checkpoint(input: Extract<SecondaryInput, { type: 'checkpoint' }>): void {
+    const { link, checkpoint, partial, nowMs } = input
     if (this.#link?.number !== link) return
     this.#liveness.heard(nowMs)
     if (checkpoint <= this.#announced) {
@@ -252,17 +289,39 @@ export class SecondaryMachine {
       return this.#linkDown(reason)
     }
     this.#announced = checkpoint
-    this.#commits.push({ checkpoint, bytes: this.#epochBytes, link })
+    const state: ReplicaState = {
+      ...this.#link.lineage,
+      role: 'secondary',
+      term: this.#term,
+      wrote: false,
+      consistent: !partial,
+      checkpoint,
+      announced: null,
+    }
+    this.#commits.push({ checkpoint, bytes: this.#epochBytes, link, state })
     this.#epochBytes = 0
     this.#pressure = 0
-    this.#effects.push({ type: 'commit', checkpoint })
+    this.#effects.push({ type: 'commit', checkpoint, state })
+  }
+
+  #synced(link: number, nowMs: number): void {
+    if (this.#link?.number !== link) return
+    this.#liveness.heard(nowMs)
+    this.#link.synced = true
+    this.#discard = null
   }
 
   #afterCommit(checkpoint: number, commitUs: number): void {
     const commit = this.#commits.shift()
     assert(commit?.checkpoint === checkpoint, 'epochs are committed in order')
-    this.#committed = checkpoint
-    const { bytes } = commit
+    const before = this.#state
+    this.#state = commit.state
+    const { bytes, state } = commit
+    if (state.consistent && (before.wrote || !before.consistent)) {
+      this.#discard = null
+      this.#effects.push({ type: 'forget-changes' })
+    }
+    if (!state.consistent) return this.#afterPart(commit, commitUs)
     const result: CheckpointResult = { checkpoint, pauseUs: commitUs, commitUs, bytes }
     this.#last = result
     // Where the link broke meanwhile, the primary learns of this commit from the next hello.
@@ -278,13 +337,22 @@ export class SecondaryMachine {
     this.#decide()
   }
 
+  /** A part of a copy is nothing that anybody waits for. */
+  #afterPart({ checkpoint, link }: Commit, commitUs: number): void {
+    if (this.#link?.number === link)
+      this.#send(link, frame('done', { position: checkpoint, extent: commitUs }))
+    this.#decide()
+  }
+
   /** The primary has to send again what was lost: it learns from the next hello how far this side is. */
   #logFailed(reason: string): void {
     this.#logError = reason
     if (this.#role === 'active') return
     this.#commits = []
-    this.#announced = this.#committed
-    if (this.#link === undefined) this.#discard()
+    // What it was to take over cannot be committed: an operator has to decide.
+    this.#handedOver = false
+    this.#announced = this.#state.checkpoint
+    if (this.#link === undefined) this.#discardPending()
     else this.#refuseCurrent('unready', reason)
     this.#decide()
   }
@@ -342,15 +410,16 @@ export class SecondaryMachine {
     }
   }
 
-  #promote(request: number, force: boolean): void {
+  #promote({ request, force, generation }: Extract<SecondaryInput, { type: 'promote' }>): void {
     if (this.#role === 'active') return void this.#effects.push({ type: 'promoted', request })
-    if (this.#link !== undefined && !force) {
-      const reason = `its primary ${this.#link.peer} is connected and alive; stop the primary first, or use force`
-      this.#effects.push({ type: 'promote-refused', request, reason })
+    const objection = force ? undefined : this.#promoteObjection()
+    if (objection !== undefined) {
+      this.#effects.push({ type: 'promote-refused', request, reason: objection })
       return
     }
     this.#promotions.push(request)
-    if (this.#link === undefined) this.#discard()
+    this.#nextGeneration ??= generation
+    if (this.#link === undefined) this.#discardPending()
     else {
       // It is told of its fate as soon as that is certain, if it is still there.
       this.#deposing = this.#link.number
@@ -359,18 +428,58 @@ export class SecondaryMachine {
     this.#decide()
   }
 
+  /** A planned exchange of the roles: nobody else is active, and this side has all that there is. */
+  #handover({ link, checkpoint, generation }: Extract<SecondaryInput, { type: 'handover' }>): void {
+    if (this.#link?.number !== link || this.#role === 'active') return
+    // Empty epochs may have followed it: their commits come first.
+    const newest = this.#commits.at(-1)?.checkpoint ?? this.#state.checkpoint
+    if (newest < checkpoint || this.#epochBytes > 0) {
+      const reason = `the primary left its role at checkpoint ${checkpoint}, but this side is at ${newest}; promote either side`
+      this.#effects.push({ type: 'close-link', link, reason })
+      return this.#linkDown(reason)
+    }
+    this.#nextGeneration ??= generation
+    this.#handedOver = true
+    this.#linkDown('the primary has left its role to this side')
+    this.#decide()
+  }
+
+  #promoteObjection(): string | undefined {
+    if (this.#link !== undefined)
+      return `its primary ${this.#link.peer} is connected and alive; stop the primary first, or use force`
+    if (this.#state.generation === null)
+      return 'this side was never copied from a primary, so it holds nothing that is known; use force to serve it as it is'
+    if (!this.#state.consistent)
+      return 'this copy is a mixture: a copy from the primary was broken off; let it finish, or use force to serve it as it is'
+    return undefined
+  }
+
   /** What was begun to be committed before the promote is part of what it finds, or is known not to be. */
   #decide(): void {
-    if (this.#promotions.length === 0 || this.#deciding || this.#commits.length > 0) return
-    this.#deciding = true
-    this.#effects.push({ type: 'remember', state: this.#state('active', this.#term + 1) })
+    if (this.#promotions.length === 0 && !this.#handedOver) return
+    if (this.#decision !== undefined || this.#commits.length > 0) return
+    const { checkpoint } = this.#state
+    assert(this.#nextGeneration !== undefined, 'a promote brings the name of the next line')
+    this.#decision = {
+      ...forked(this.#state, this.#nextGeneration, checkpoint, 'promote'),
+      role: 'active',
+      term: this.#term + 1,
+      wrote: true,
+      consistent: true,
+      checkpoint,
+      announced: null,
+    }
+    this.#nextGeneration = undefined
+    this.#effects.push({ type: 'remember', state: this.#decision })
   }
 
   #becomeActive(): void {
-    assert(this.#deciding, 'a decision is remembered once')
-    this.#deciding = false
+    assert(this.#decision !== undefined, 'a decision is remembered once')
+    this.#state = this.#decision
+    this.#decision = undefined
+    this.#handedOver = false
     this.#role = 'active'
-    this.#term += 1
+    this.#term = this.#state.term
     this.#reason = ALONE
     if (this.#deposing !== undefined)
       this.#refuse(this.#deposing, 'deposed', 'the secondary was promoted and is the active copy')
@@ -387,7 +496,8 @@ export class SecondaryMachine {
   }
 
   #stayPassive(reason: string): void {
-    this.#deciding = false
+    this.#decision = undefined
+    this.#handedOver = false
     if (this.#deposing !== undefined)
       this.#effects.push({ type: 'close-link', link: this.#deposing, reason })
     this.#deposing = undefined
@@ -424,7 +534,7 @@ export class SecondaryMachine {
     const peer = this.peer
     this.#link = undefined
     this.#reason = reason
-    this.#discard()
+    this.#discardPending()
     this.#failWaiters('LINK_LOST', `no checkpoint is known to be committed: ${reason}`)
     this.#event({
       event: 'REPLICATION_LINK',
@@ -432,7 +542,7 @@ export class SecondaryMachine {
     })
   }
 
-  #discard(): void {
+  #discardPending(): void {
     this.#epochBytes = 0
     this.#pressure = 0
     this.#effects.push({ type: 'discard' })

@@ -1,6 +1,7 @@
 import t from 'tap'
 
-import { COMMANDS, type ControlContext } from '../../control/commands.ts'
+import type { ControlContext } from '../../control/command.ts'
+import { COMMANDS } from '../../control/commands.ts'
 import { AssertionFailure } from '../../core/assert.ts'
 import { Fault } from '../../core/fault.ts'
 import { contextOf, FakeGroup, lost } from './fake-group.ts'

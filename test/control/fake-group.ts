@@ -1,9 +1,10 @@
 /** A replication group that does what a test tells it, and remembers what was asked of it. */
 
-import type { ControlContext } from '../../control/commands.ts'
+import type { ControlContext } from '../../control/command.ts'
 import { Fault } from '../../core/fault.ts'
 import type {
   CheckpointResult,
+  GroupChanges,
   GroupRole,
   GroupStatus,
   ReplicationGroup,
@@ -31,6 +32,8 @@ export class FakeGroup implements ReplicationGroup {
       peer: '127.0.0.1:9000',
       disks: [{ name: 'disk0', size: 1 << 30, dirtyBytes: 4096 }],
       heals: true,
+      checkpoints: null,
+      resync: null,
       ramdiskBytes: 0,
       journalBytes: 0,
       error: null,
@@ -51,6 +54,33 @@ export class FakeGroup implements ReplicationGroup {
     this.calls.push(`promote ${force ? 'by force' : 'gently'}`)
     if (this.promotion !== undefined) return Promise.reject(this.promotion)
     this.become('active')
+    return Promise.resolve(this.state)
+  }
+
+  demote(force: boolean): Promise<GroupStatus> {
+    this.calls.push(`demote ${force ? 'by force' : 'gently'}`)
+    this.become('secondary')
+    return Promise.resolve(this.state)
+  }
+
+  resolveSplit(discard: 'local' | 'remote'): Promise<GroupStatus> {
+    this.calls.push(`discard ${discard}`)
+    return Promise.resolve(this.state)
+  }
+
+  switchover(timeoutMs: number | undefined): Promise<GroupStatus> {
+    this.calls.push(`switchover ${timeoutMs ?? 'without limit'}`)
+    this.become('secondary')
+    return Promise.resolve(this.state)
+  }
+
+  configure(changes: GroupChanges): GroupStatus {
+    this.calls.push(`configure ${JSON.stringify(changes)}`)
+    return this.state
+  }
+
+  resync(): Promise<GroupStatus> {
+    this.calls.push('resync')
     return Promise.resolve(this.state)
   }
 

@@ -30,14 +30,19 @@ const HELLO: Hello = {
   group: 'vm1',
   mode: 'remus',
   role: 'primary',
-  incarnation: 'one',
-  partner: null,
+  generation: 'g1',
+  history: [],
+  replica: 'one',
   checkpoint: 0,
   announced: 0,
+  consistent: true,
+  wrote: true,
   term: 1,
   disks: [{ name: 'disk', size: 4096 }],
   capacity: 0,
   durable: false,
+  discard: null,
+  identical: false,
 }
 
 interface Line {

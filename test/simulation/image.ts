@@ -12,7 +12,7 @@ import type { MaybePromise } from '../../core/maybe-promise.ts'
 import { MiB, SECTOR } from '../../core/units.ts'
 import type { Random } from './random.ts'
 import type { Life, Scheduler } from './scheduler.ts'
-import { contentOf, type Content } from './sectors.ts'
+import { contentOf, sectorsOf, type Content } from './sectors.ts'
 
 /** Shares of requests that fail, and the longest that one takes. Changed while the simulation runs. */
 export interface Conduct {
@@ -37,8 +37,8 @@ export class VirtualImage implements BlockDevice {
   readonly bytes: Buffer
   readonly completed: Content
   readonly conduct: Conduct
-  /** While true, reads look at the bytes at once: the oracle is looking. */
-  probing = false
+  /** The oracle is looking: reads answer at once, with the bytes, or with what is known to be complete. */
+  probing: 'bytes' | 'completed' | undefined
   /** Whether any request was ever made to fail. */
   hasFailed = false
   life: Life
@@ -96,7 +96,12 @@ export class VirtualImage implements BlockDevice {
     const look = (): void => {
       this.bytes.copy(into, 0, at, at + into.length)
     }
-    if (this.probing) return look()
+    if (this.probing === 'bytes') return look()
+    if (this.probing === 'completed') {
+      for (let done = 0; done < into.length; done += SECTOR)
+        sectorsOf(this.completed[(at + done) / SECTOR] ?? 0, 1).copy(into, done)
+      return
+    }
     return this.#perform('read', [look])
   }
 

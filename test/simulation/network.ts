@@ -215,7 +215,7 @@ interface Wire {
 export class Network {
   /** While true no connection can be made. */
   partitioned = false
-  listener: Listener | undefined
+  readonly #listeners = new Map<string, Listener>()
   readonly #options: NetworkOptions
   #wires: Wire[] = []
 
@@ -223,11 +223,15 @@ export class Network {
     this.#options = options
   }
 
-  dial(life: Life): Dial {
+  listen(host: string, listener: Listener): void {
+    this.#listeners.set(host, listener)
+  }
+
+  dial(life: Life, host: string): Dial {
     const { scheduler, random } = this.#options
     return (connected, failed) =>
       scheduler.after(random.delay(0.1, 30), life, 'dial', () => {
-        const { listener } = this
+        const listener = this.#listeners.get(host)
         if (this.partitioned || listener?.life.alive !== true) failed('no route to host')
         else connected((handlers) => this.#connect(life, listener, handlers))
       })

@@ -7,12 +7,12 @@ import { strict as expect } from 'node:assert'
 
 import { Fault } from '../../core/fault.ts'
 import type { GroupEvent } from '../../replication/group.ts'
-import type { Frame } from '../../replication/machine/frame.ts'
+import { PARTIAL, type Frame } from '../../replication/machine/frame.ts'
 import { SECTOR } from '../../core/units.ts'
 import type { Plan } from './plan.ts'
 import { contentOf, glimpseOf, type Content } from './sectors.ts'
 import type { Life } from './scheduler.ts'
-import type { Observer, PrimarySide, SecondarySide, World } from './world.ts'
+import type { Observer, Side, World } from './world.ts'
 
 export class Oracle implements Observer {
   /** Checkpoints that were committed, in all. */
@@ -25,10 +25,14 @@ export class Oracle implements Observer {
   #committed = 0
   readonly #snapshots = new Map<number, readonly Content[]>()
   #world: World | undefined
+  /** Markers that end a part of a copy: nobody has to find these states. */
+  readonly #partials = new Set<number>()
   /** From here on the secondary's guest, not its primary, changes what it holds. */
   #promoted = false
-  /** A process has lost what the pair knew of each other. */
-  historyLost = false
+  /** Whether the secondary is at a checkpoint of its primary. */
+  #paired = false
+  /** The roles are being exchanged in order: the next promote does it. */
+  switching = false
   /** The side that may not call itself protected now, and why. */
   forbidden: { readonly side: 'primary' | 'secondary'; readonly why: string } | undefined
 
@@ -38,6 +42,7 @@ export class Oracle implements Observer {
 
   watch(world: World): void {
     this.#world = world
+    this.#paired = world.plan.identical
     this.#snapshots.set(
       0,
       world.primary.images.map(({ completed }) => completed.slice()),
@@ -53,9 +58,11 @@ export class Oracle implements Observer {
   /** A marker leaves: what the primary's images have completed is the checkpoint. */
   primarySends(frame: Readonly<Frame>): void {
     if (frame.type !== 'checkpoint') return
-    const { images, registers } = this.#there.primary
-    this.#check(!this.#snapshots.has(frame.position), `checkpoint ${frame.position} announced once`)
-    const snapshot = images.map(({ completed }) => completed.slice())
+    if ((frame.flags & PARTIAL) !== 0) return void this.#partials.add(frame.position)
+    this.#partials.delete(frame.position)
+    const { registers } = this.#there.primary
+    this.#check(frame.position > this.#committed, `checkpoint ${frame.position} is a new one`)
+    const snapshot = completedOf(this.#there.primary)
     this.#snapshots.set(frame.position, snapshot)
     for (const [disk, content] of snapshot.entries()) {
       const objection = registers[disk]!.objectionTo(content)
@@ -68,7 +75,7 @@ export class Oracle implements Observer {
 
   secondarySends(frame: Readonly<Frame>): void {
     if (frame.type === 'refuse') this.overflows += frame.payload.includes('"overflow"') ? 1 : 0
-    if (frame.type !== 'done') return
+    if (frame.type !== 'done' || this.#partials.has(frame.position)) return
     this.#done = Math.max(this.#done, frame.position)
     const { checkpoint } = this.#there.secondary.group.status()
     this.#check(
@@ -80,9 +87,11 @@ export class Oracle implements Observer {
   }
 
   /** 2, 4, 10: what was recovered is one checkpoint, no older than any that was reported as done. */
-  secondaryStarted({ group, registers }: SecondarySide): void {
+  secondaryStarted(side: Side): void {
+    const { group, registers } = side
     const { checkpoint } = group.status()
-    if (!group.status().durable) return
+    this.#paired &&= this.#plan.durability === 'journal' && (isServed(side) || this.#isFresh(side))
+    if (!this.#paired) return
     this.#check(checkpoint >= this.#done, `2: recovered ${checkpoint}, done was ${this.#done}`)
     const snapshot = this.#snapshots.get(checkpoint)
     this.#check(snapshot !== undefined, `1: recovered ${checkpoint}, which was announced`)
@@ -93,13 +102,15 @@ export class Oracle implements Observer {
   }
 
   secondaryEvent(event: GroupEvent): void {
-    if (event.event === 'REPLICATION_ROLE') return this.promoted()
+    if (event.event === 'REPLICATION_ROLE')
+      return event.data.role === 'active' ? this.promoted() : undefined
     if (event.event === 'REPLICATION_LINK') {
       for (const { layers, name } of this.#there.secondary.disks)
         this.#check(layers.pendingBytes === 0, `1, 20: a new stream begins with ${name} empty`)
     }
     if (event.event !== 'REPLICATION_CHECKPOINT') return
     const { checkpoint } = event.data
+    this.#paired = true
     this.commits += 1
     this.#committed = checkpoint
     const snapshot = this.#snapshots.get(checkpoint)
@@ -110,6 +121,11 @@ export class Oracle implements Observer {
     this.#check(objection === undefined, `4, 7: committed ${checkpoint} but ${objection}`)
   }
 
+  /** What knows nothing yet is what it was at the start. */
+  #isFresh({ group }: Side): boolean {
+    return this.#plan.identical && group.secondary.machine.state.generation === null
+  }
+
   /** The toolstack was told that a checkpoint was taken. */
   reported(checkpoint: number): void {
     const { secondary } = this.#there
@@ -118,19 +134,36 @@ export class Oracle implements Observer {
     this.#check(held >= checkpoint, `2: reported ${checkpoint}, the secondary is at ${held}`)
   }
 
+  /** The primary has lost what it knew of the secondary. */
+  parted(): void {
+    this.#paired = false
+  }
+
+  /** The two sides have exchanged their roles: what the new secondary holds counts from its first checkpoint on. */
+  exchanged(): void {
+    this.#promoted = false
+    this.#paired = false
+    this.forbidden = undefined
+  }
+
   /** The secondary has just become active. */
   promoted(): void {
     this.#promoted = true
     this.checkReadable()
-    if (this.#plan.mode === 'colo') return
-    const objection = this.#objectionTo(this.#there.secondary.group.status().checkpoint)
-    this.#check(objection === undefined, `9: promoted but ${objection}`)
+    if (this.#plan.mode === 'remus') {
+      const objection = this.#objectionTo(this.#there.secondary.group.status().checkpoint)
+      this.#check(objection === undefined, `9: promoted but ${objection}`)
+    }
+    if (!this.switching) return
+    this.switching = false
+    this.#there.exchangeRoles()
+    this.exchanged()
   }
 
   /** 6, 7, 8, 9, 11: what a guest of the secondary could read now is what it may read. */
   checkReadable(): void {
     const { secondary } = this.#there
-    if (!secondary.life.alive || !secondary.started) return
+    if (!secondary.life.alive || !secondary.started || !isServed(secondary)) return
     for (const [disk, content] of readable(secondary).entries()) {
       const objection = secondary.registers[disk]!.objectionTo(content)
       this.#check(
@@ -170,7 +203,7 @@ export class Oracle implements Observer {
     const { side, why } = this.forbidden
     const suspect = this.#there[side]
     this.#check(
-      !suspect.life.alive || !isProtected(suspect),
+      !suspect.life.alive || suspect.group.primary === undefined || !isProtected(suspect),
       `18: ${suspect.life.name} is protected: ${why}`,
     )
   }
@@ -179,14 +212,16 @@ export class Oracle implements Observer {
   #checkDirtyCover(): void {
     const { primary, secondary } = this.#there
     if (!primary.life.alive || !secondary.life.alive || this.#promoted) return
-    if (!primary.met || !secondary.met || this.historyLost) return
-    const { machine } = primary.group
+    if (!this.#paired || !secondary.group.secondary.machine.consistent) return
+    const machine = primary.group.primary?.machine
+    if (machine === undefined) return
     const snapshot = this.#snapshots.get(this.#committed)!
+    const now = completedOf(primary)
     for (const [disk, image] of primary.images.entries()) {
       const held = snapshot[disk]!
       let dirtyUntil = 0
       for (let sector = 0; sector < held.length; sector += 1) {
-        if (image.completed[sector] === held[sector]) continue
+        if (now[disk]![sector] === held[sector]) continue
         if (sector * SECTOR < dirtyUntil || image.isChanging(sector)) continue
         const run = machine.nextDirty(disk, sector * SECTOR, SECTOR, machine.committed)
         const covered = run !== undefined && run.at <= sector * SECTOR
@@ -217,20 +252,38 @@ export class Oracle implements Observer {
   }
 }
 
-export function isProtected(side: PrimarySide | SecondarySide): boolean {
+export function isProtected({ group }: Side): boolean {
   // The machine's answer is the status's, and is had for less.
-  if ('machine' in side.group) return side.group.machine.protection === 'protected'
-  return side.group.status().protection === 'protected'
+  const { machine } = group.primary ?? group.secondary
+  return machine.protection === 'protected'
+}
+
+/** Whether a guest may look: a copy that is not whole, or was never made, is served to nobody. */
+function isServed({ group }: Side): boolean {
+  const { consistent, generation } = group.secondary.machine.state
+  return group.primary !== undefined || (consistent && generation !== null)
+}
+
+/** What a primary's disks are known to hold: the images, and what is still on its way into them. */
+function completedOf(side: Side): Content[] {
+  if (side.disks.every(({ layers }) => !layers.isBusy))
+    return side.images.map(({ completed }) => completed.slice())
+  return look(side, 'completed')
+}
+
+/** What a guest would read now. */
+function readable(side: Side): Content[] {
+  return look(side, 'bytes')
 }
 
 /** Looks through the layers at once: the image answers while it is being probed. */
-function readable({ disks, images }: SecondarySide): Content[] {
+function look({ disks, images }: Side, at: 'bytes' | 'completed'): Content[] {
   return disks.map(({ layers }, disk) => {
     const image = images[disk]!
     const bytes = Buffer.from(new ArrayBuffer(image.bytes.length))
-    image.probing = true
+    image.probing = at
     const result = layers.read(bytes, 0)
-    image.probing = false
+    image.probing = undefined
     expect.equal(result, undefined, 'a probe is answered at once')
     return glimpseOf(bytes)
   })

@@ -11,6 +11,8 @@ const ENDINGS = [
   'secondary-restart',
   'promote',
   'active-restart',
+  'failback',
+  'switchover',
 ] as const
 
 type Ending = (typeof ENDINGS)[number]
@@ -38,6 +40,13 @@ export interface Plan {
   /** Bytes of the secondary's memory. */
   readonly memory: number
   readonly durability: 'journal' | 'memory'
+  /** Whether the secondary begins with the primary's content, as both are told. */
+  readonly identical: boolean
+  readonly onLinkLoss: 'continue' | 'freeze'
+  /** Bytes of a copy between two partial checkpoints. */
+  readonly partBytes: number
+  /** Checkpoints that the primary makes by itself; 0: none. */
+  readonly intervalMs: number
   readonly journalBytes: number
   readonly primaryDepth: number
   /** Requests of the secondary's guest under way at a time; 0: it has none. */
@@ -66,6 +75,10 @@ export function planOf(seed: number): Plan {
     disks: Array.from({ length: random.whole(1, 3) }, () => random.whole(17, 64)),
     memory: random.chance(0.4) ? random.whole(4, 10) * SLAB : 64 * SLAB,
     durability: random.pick(['journal', 'journal', 'memory']),
+    identical: random.chance(0.5),
+    onLinkLoss: random.pick(['continue', 'continue', 'freeze']),
+    partBytes: random.pick([4096, 16384, 1 << 20]),
+    intervalMs: random.pick([0, 0, 50]),
     journalBytes: random.pick([256 * 1024, 1 << 30]),
     primaryDepth: random.whole(1, 4),
     secondaryDepth: mode === 'colo' ? random.pick([0, 1, 3]) : 0,

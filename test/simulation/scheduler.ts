@@ -61,6 +61,7 @@ export class Scheduler {
   /** Runs until `ms` from now, or until `done` says so. @returns whether `done` did */
   async run(ms: number, done: () => boolean = () => false): Promise<boolean> {
     const endMs = this.nowMs + ms
+    await drain()
     if (done()) return true
     for (let event = this.#heap[0]; event !== undefined; event = this.#heap[0]) {
       if (event.atMs > endMs) break

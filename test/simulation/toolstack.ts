@@ -58,7 +58,8 @@ export class Toolstack {
 
   /** Lets the journal's disk work again. */
   healJournal(): void {
-    Object.assign(this.#world.journal.conduct, { failures: 0, slowestMs: 1 })
+    for (const { conduct } of Object.values(this.#world.journals))
+      Object.assign(conduct, { failures: 0, slowestMs: 1 })
   }
 
   /** @returns whether a checkpoint of the primary was taken */
@@ -78,6 +79,22 @@ export class Toolstack {
     await scheduler.run(40_000, () => taken !== undefined)
     expect(taken !== undefined, '21: a checkpoint is answered')
     return taken
+  }
+
+  /** @returns whether the roles are exchanged */
+  async switchover(): Promise<boolean> {
+    const { primary, scheduler } = this.#world
+    let done: boolean | undefined
+    primary.group.switchover(undefined).then(
+      () => (done = true),
+      (error: unknown) => {
+        done = false
+        this.#oracle.commandFailed('switchover', error)
+      },
+    )
+    await scheduler.run(70_000, () => done !== undefined)
+    expect(done !== undefined, '21: a switchover is answered')
+    return done
   }
 
   /** @returns whether the secondary is active then */
@@ -160,7 +177,7 @@ export class Toolstack {
       case 'slow-secondary':
         return this.#slow(secondary.images)
       case 'journal':
-        Object.assign(this.#world.journal.conduct, {
+        Object.assign(this.#world.journals[this.#world.random.pick(['A', 'B'] as const)].conduct, {
           failures: this.#world.random.pick([0, 0.1, 0.5, 1]),
           slowestMs: this.#world.random.pick([1, 30]),
         })

@@ -1,19 +1,17 @@
 /** Both sides of a group as the program builds them, on virtual time, a virtual network and virtual images. */
 
-import { strict as expect } from 'node:assert'
-
 import type { BlockDevice } from '../../core/block-device.ts'
 import { SILENT } from '../../core/logger.ts'
 import type { GroupEnvironment } from '../../replication/environment.ts'
 import type { GroupEvent } from '../../replication/group.ts'
 import type { Frame } from '../../replication/machine/frame.ts'
-import { PrimaryGroup } from '../../replication/primary-group.ts'
-import { SecondaryDisk } from '../../replication/secondary-disk.ts'
-import { SecondaryGroup } from '../../replication/secondary-group.ts'
+import { ReplicaGroup } from '../../replication/replica-group.ts'
+import type { SecondaryDisk } from '../../replication/secondary-disk.ts'
 import type { GroupSettings } from '../../replication/settings.ts'
 import { Guest } from './guest.ts'
 import { VirtualImage, type Conduct } from './image.ts'
 import { Network } from './network.ts'
+import { RegionDisk } from './region-disk.ts'
 import { JournalDisk } from './segments.ts'
 import type { Plan } from './plan.ts'
 import { Random } from './random.ts'
@@ -24,25 +22,25 @@ import { sectorsOf } from './sectors.ts'
 const HEARTBEAT_MS = 60
 export const TIMEOUT_MS = 240
 
-/** What both sides have: a process, its images, and what its guest may find there. */
-interface Side {
+type Host = 'A' | 'B'
+type Role = 'primary' | 'secondary'
+
+/** One side: a process on a host, its images, and what its guest may find there. */
+export interface Side {
+  readonly host: Host
   readonly life: Life
   readonly images: readonly VirtualImage[]
   readonly registers: readonly Registers[]
   readonly guest: Guest
+  readonly group: ReplicaGroup
+  /** What it is as a secondary. */
+  readonly disks: readonly SecondaryDisk[]
   /** Whether it was ever connected to the other side. */
   met: boolean
-}
-
-export interface PrimarySide extends Side {
-  readonly group: PrimaryGroup
-}
-
-export interface SecondarySide extends Side {
   /** Whether it has recovered what it remembers. */
   started: boolean
-  readonly group: SecondaryGroup
-  readonly disks: readonly SecondaryDisk[]
+  /** Requests that its guest keeps under way once it has started. */
+  depth: number
 }
 
 /** Told of what happens inside, at the instant at which it does. */
@@ -50,7 +48,7 @@ export interface Observer {
   primarySends(frame: Readonly<Frame>): void
   secondarySends(frame: Readonly<Frame>): void
   secondaryEvent(event: GroupEvent): void
-  secondaryStarted(side: SecondarySide): void
+  secondaryStarted(side: Side): void
 }
 
 export class World {
@@ -58,19 +56,26 @@ export class World {
   readonly random: Random
   readonly scheduler = new Scheduler()
   readonly network: Network
-  readonly journal: JournalDisk
+  readonly journals: Readonly<Record<Host, JournalDisk>>
   readonly nobody: Life = { name: 'world', alive: true }
-  primary: PrimarySide
-  secondary: SecondarySide
+  /** Which side has which role at present; a story that exchanges roles exchanges them. */
+  primary: Side
+  secondary: Side
   readonly #observer: Observer
+  readonly #regions: Readonly<Record<Host, RegionDisk>>
   #tag = 1000
+  #ids = 0
   #lives = 0
 
   constructor(plan: Plan, observer: Observer) {
     this.plan = plan
     this.random = new Random(plan.seed + 1)
     this.#observer = observer
-    this.journal = new JournalDisk(this)
+    this.journals = { A: new JournalDisk(this), B: new JournalDisk(this) }
+    this.#regions = {
+      A: new RegionDisk(this, this.journals.A),
+      B: new RegionDisk(this, this.journals.B),
+    }
     this.network = new Network({
       scheduler: this.scheduler,
       random: this.random,
@@ -80,8 +85,16 @@ export class World {
     const contents = plan.disks.map((sectors, disk) =>
       Buffer.concat(Array.from({ length: sectors }, (_, at) => sectorsOf(disk * 100 + at + 1, 1))),
     )
-    this.primary = this.startPrimary(contents)
-    this.secondary = this.startSecondary(contents)
+    this.primary = this.start('A', 'primary', contents)
+    const others = plan.identical
+      ? contents
+      : contents.map((content, disk) => sectorsOf(disk * 100 + 77, content.length / 512))
+    this.secondary = this.start('B', 'secondary', others)
+  }
+
+  /** The sides have exchanged their roles. */
+  exchangeRoles(): void {
+    ;[this.primary, this.secondary] = [this.secondary, this.primary]
   }
 
   conductOf(side: 'primary' | 'secondary'): Conduct {
@@ -94,62 +107,59 @@ export class World {
     }
   }
 
-  startPrimary(contents: readonly Buffer[]): PrimarySide {
-    const life = this.#newLife('primary')
-    const images = this.#imagesOf(contents, life, 'primary')
-    const group = new PrimaryGroup(
-      this.#settings(),
-      this.#environment(life, (event) => {
+  start(host: Host, role: Role, contents: readonly Buffer[]): Side {
+    const life = this.#newLife(host)
+    const other = host === 'A' ? 'B' : 'A'
+    const images = this.#imagesOf(contents, life, role)
+    const group = new ReplicaGroup(
+      this.#settings(role, other),
+      this.#environment(host, life, (event) => {
         if (event.event === 'REPLICATION_LINK' && event.data.up) side.met = true
+        if (side === this.secondary) this.#observer.secondaryEvent(event)
       }),
-      this.network.dial(life),
+      this.network.dial(life, other),
     )
     const disks = images.map((image, index) => group.attach(`disk${index}`, image))
-    const side = { ...this.#side(life, images, disks), group }
-    void group.start()
-    return side
-  }
-
-  startSecondary(contents: readonly Buffer[]): SecondarySide {
-    const life = this.#newLife('secondary')
-    const images = this.#imagesOf(contents, life, 'secondary')
-    const group = new SecondaryGroup(
-      this.#settings(),
-      this.#environment(life, (event) => {
-        if (event.event === 'REPLICATION_LINK' && event.data.up) side.met = true
-        this.#observer.secondaryEvent(event)
-      }),
-    )
-    const disks = images.map((image, index) => {
-      const disk = group.attach(`disk${index}`, image)
-      expect(disk instanceof SecondaryDisk)
-      return disk
-    })
-    const side: SecondarySide = { ...this.#side(life, images, disks), group, disks, started: false }
+    const side: Side = {
+      ...this.#side(life, images, disks),
+      ...{ host, group, disks: group.secondary.disks, started: false, depth: 0 },
+    }
     group.start().then(
       () => {
         side.started = true
-        this.#observer.secondaryStarted(side)
-        this.network.listener = { life, take: (link, hello) => group.take(link, hello) }
+        if (side.depth > 0) side.guest.start(side.depth)
+        if (side === this.secondary) this.#observer.secondaryStarted(side)
+        this.network.listen(host, { life, take: (link, hello) => group.take(link, hello) })
       },
       (error: unknown) => {
-        if (!this.journal.hasFailed) return this.scheduler.fail(error)
+        if (!this.journals[host].hasFailed) return this.scheduler.fail(error)
         // Whoever supervises the process starts it again.
         this.crash(side, true)
-        this.scheduler.after(this.random.delay(50, 200), this.nobody, 'start again', () => {
-          if (side === this.secondary)
-            this.secondary = this.startSecondary(side.images.map(({ bytes }) => bytes))
-        })
+        this.scheduler.after(this.random.delay(50, 200), this.nobody, 'start again', () =>
+          this.restart(side),
+        )
       },
     )
     return side
+  }
+
+  /** A new process on the host of one that is gone, unless there is one already. */
+  restart(side: Side): void {
+    const role = side === this.primary ? 'primary' : 'secondary'
+    if (this[role] !== side) return
+    this[role] = this.start(
+      side.host,
+      role,
+      side.images.map(({ bytes }) => bytes),
+    )
   }
 
   /** The process ends without a word; `told`: its kernel says so to the peer. */
   crash(side: Side, told: boolean): void {
     side.life.alive = false
     this.network.crash(side.life, told)
-    if (side === this.secondary) this.journal.crash()
+    this.journals[side.host].crash()
+    this.#regions[side.host].crash()
     for (const image of side.images) image.crash()
   }
 
@@ -158,29 +168,35 @@ export class World {
     return { name: `${name} ${this.#lives}`, alive: true }
   }
 
-  #settings(): GroupSettings {
-    const { mode, memory, durability } = this.plan
+  #settings(role: Role, other: Host): GroupSettings {
+    const { mode, memory, durability, identical, onLinkLoss, intervalMs } = this.plan
     return {
       group: 'vm',
-      mode,
-      memory,
-      durability,
+      ...{ mode, memory, durability, identical, onLinkLoss, intervalMs, role },
       journal: this.plan.journalBytes,
-      host: 'virtual',
-      port: 1,
+      peer: other,
+      listens: true,
       heartbeatMs: HEARTBEAT_MS,
       timeoutMs: TIMEOUT_MS,
+      partBytes: this.plan.partBytes,
+      resyncRate: 0,
     }
   }
 
-  #environment(life: Life, onEvent: (event: GroupEvent) => void): GroupEnvironment {
+  #environment(host: Host, life: Life, onEvent: (event: GroupEvent) => void): GroupEnvironment {
     const { scheduler } = this
+    const durable = this.plan.durability === 'journal'
+    const forgetful = new RegionDisk(this, new JournalDisk(this))
     return {
       logger: SILENT,
-      incarnation: life.name,
+      newId: () => `id ${(this.#ids += 1)} of ${life.name}`,
       timers: scheduler.timers(life),
       hasSegments: () => Promise.resolve(false),
-      openSegments: () => Promise.resolve(this.journal.open(life)),
+      openSegments: () => Promise.resolve(this.journals[host].open(life)),
+      openRegions: (_, disk, size, fresh) => {
+        const regions = durable ? this.#regions[host] : forgetful
+        return Promise.resolve(regions.open(life, disk, size, fresh))
+      },
       nowMs: () => scheduler.nowMs,
       onEvent: (event) => {
         if (scheduler.trace !== undefined)
@@ -190,16 +206,16 @@ export class World {
     }
   }
 
-  #imagesOf(
-    contents: readonly Buffer[],
-    life: Life,
-    side: 'primary' | 'secondary',
-  ): readonly VirtualImage[] {
+  #imagesOf(contents: readonly Buffer[], life: Life, side: Role): readonly VirtualImage[] {
     const conduct = this.conductOf(side)
     return contents.map((content) => new VirtualImage(content, this, life, conduct))
   }
 
-  #side(life: Life, images: readonly VirtualImage[], disks: readonly BlockDevice[]): Side {
+  #side(
+    life: Life,
+    images: readonly VirtualImage[],
+    disks: readonly BlockDevice[],
+  ): Pick<Side, 'life' | 'images' | 'registers' | 'guest' | 'met'> {
     const registers = images.map(({ completed }) => new Registers(completed))
     const guest = new Guest({
       scheduler: this.scheduler,
@@ -209,7 +225,14 @@ export class World {
       registers,
       nextTag: () => (this.#tag += 1),
       mayFail: (code) => {
-        if (code === 'IO') return images.some(({ hasFailed }) => hasFailed)
+        if (code === 'IO') {
+          const { journals } = this
+          return (
+            images.some(({ hasFailed }) => hasFailed) ||
+            journals.A.hasFailed ||
+            journals.B.hasFailed
+          )
+        }
         if (code === 'NOT_SUPPORTED') return images.some(({ conduct }) => !conduct.zeroes)
         return code === 'NOT_PERMITTED' && this.mayRefuse(life)
       },
@@ -220,9 +243,12 @@ export class World {
 
   /** Whether a side may refuse its guest's requests: when it was deposed, or is a passive copy that serves nothing. */
   mayRefuse(life: Life): boolean {
-    const { primary, secondary, plan } = this
-    if (life === primary.life) return primary.group.machine.writeObjection !== undefined
-    return plan.mode === 'remus' && !secondary.group.active
+    const side = life === this.primary.life ? this.primary : this.secondary
+    const { primary, secondary } = side.group
+    if (primary !== undefined)
+      return primary.machine.writeObjection !== undefined || side.group.demoting
+    const { consistent, generation } = secondary.machine.state
+    return this.plan.mode === 'remus' || !consistent || generation === null
   }
 
   #sent(from: Life, frame: Readonly<Frame>): void {

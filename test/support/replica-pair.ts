@@ -32,11 +32,11 @@ export interface PairOptions {
 
 /** Starts a pair from equal, empty images and awaits its protection. */
 export async function startPair(scope: Scope, options: PairOptions): Promise<ReplicaPair> {
-  const [port] = await freePorts(1)
-  if (port === undefined) throw new Error('no free port')
+  const [port, back] = await freePorts(2)
+  if (port === undefined || back === undefined) throw new Error('no free port')
   const directory = await tempDirectory(scope)
-  const secondary = await startHost(scope, options, directory, 'secondary', port)
-  const primary = await startHost(scope, options, directory, 'primary', port)
+  const secondary = await startHost(scope, options, directory, 'secondary', port, back)
+  const primary = await startHost(scope, options, directory, 'primary', port, back)
   await protection(primary.qmp, 'protected')
   return { port, primary, secondary }
 }
@@ -47,6 +47,8 @@ export async function startHost(
   parent: string,
   role: 'primary' | 'secondary',
   port: number,
+  /** Where the primary listens when the roles are exchanged. */
+  back?: number,
 ): Promise<ReplicaHost> {
   const directory = path.join(parent, role)
   await mkdir(directory)
@@ -56,7 +58,13 @@ export async function startHost(
     const image = path.join(directory, `${name}.img`)
     await createEmptyImage(image, size)
     images[name] = image
-    const query = [`role=${role}`, 'group=test', ...settings].join('&')
+    const exchange = role === 'primary' ? 'listen' : 'peer'
+    const query = [
+      `role=${role}`,
+      'group=test',
+      ...(back === undefined ? [] : [`${exchange}=127.0.0.1:${back}`]),
+      ...settings,
+    ].join('&')
     exports[name] = `${mode}:127.0.0.1:${port}?${query}|aio:${image}`
   }
   const server = await serveColotap(scope, { exports, directory })

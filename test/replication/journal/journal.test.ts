@@ -5,13 +5,16 @@ import { Fault } from '../../../core/fault.ts'
 import { SILENT } from '../../../core/logger.ts'
 import { KiB } from '../../../core/units.ts'
 import { Journal } from '../../../replication/journal/journal.ts'
-import type { ReplicaState } from '../../../replication/journal/records.ts'
 import { replay, scan, type Recovered } from '../../../replication/journal/recovery.ts'
 import { encodeFrame, frame } from '../../../replication/machine/frame.ts'
+import { FRESH, type ReplicaState } from '../../../replication/machine/replica-state.ts'
 import { MemorySegments } from './memory-segments.ts'
 
 const IDENTITY = { group: 'vm', disks: [{ name: 'a', size: 1 << 20 }] }
-const STATE: ReplicaState = { partner: 'p1', role: 'secondary', term: 1 }
+const STATE: ReplicaState = { ...FRESH, generation: 'g1' }
+
+/** What a secondary is at a checkpoint. */
+const at = (checkpoint: number): ReplicaState => ({ ...STATE, checkpoint })
 
 interface Opened {
   readonly journal: Journal
@@ -63,13 +66,13 @@ void t.test(
     t.equal(journal.replica, 'r1')
     journal.append(write(1))
     journal.append(write(2))
-    await journal.commit(1)
+    await journal.commit(1, at(1))
     journal.append(write(3))
     journal.discard()
     journal.append(write(4))
-    journal.note({ ...STATE, term: 2 })
+    await journal.persist({ ...STATE, term: 2 })
     journal.append(write(5))
-    await journal.commit(4)
+    await journal.commit(4, { ...at(4), term: 2 })
     journal.append(write(6))
     await journal.persist({ ...STATE, role: 'active', term: 3 })
     await journal.close()
@@ -85,7 +88,7 @@ void t.test('several commits under way at a time end in order', async (t) => {
   const order: number[] = []
   const commits = [1, 2, 3].map((checkpoint) => {
     journal.append(write(checkpoint))
-    return journal.commit(checkpoint).then(() => order.push(checkpoint))
+    return journal.commit(checkpoint, at(checkpoint)).then(() => order.push(checkpoint))
   })
   await Promise.all(commits)
   t.same(order, [1, 2, 3])
@@ -97,7 +100,7 @@ void t.test('a commit resolves when its record is flushed, not before', async (t
   const { journal, store } = await open()
   store.failing = 'sync'
   journal.append(write(1))
-  await t.rejects(journal.commit(1), { code: 'NO_SPACE' })
+  await t.rejects(journal.commit(1, at(1)), { code: 'NO_SPACE' })
   t.match(journal.failure, { code: 'NO_SPACE' })
 })
 
@@ -107,22 +110,22 @@ void t.test(
     for (const failing of ['append', 'sync'] as const) {
       const { journal, store, failures } = await open()
       journal.append(write(1))
-      await journal.commit(1)
+      await journal.commit(1, at(1))
       store.failing = failing
       journal.append(write(2))
-      const second = journal.commit(2)
+      const second = journal.commit(2, at(2))
       journal.append(write(3))
-      const third = journal.commit(3)
+      const third = journal.commit(3, at(3))
       await t.rejects(second, { code: 'NO_SPACE' }, failing)
       await t.rejects(third, { code: 'NO_SPACE' })
-      await t.rejects(journal.commit(4), { code: 'NO_SPACE' })
+      await t.rejects(journal.commit(4, at(4)), { code: 'NO_SPACE' })
       t.equal(failures.length, 1, 'it is said once')
       await t.rejects(journal.restart(), { code: 'NO_SPACE' })
       store.failing = undefined
       await journal.restart()
       t.same(await contentOf(store), { 1: [1] }, 'a commit that failed does not come back')
       journal.append(write(5))
-      await journal.commit(5)
+      await journal.commit(5, at(5))
       t.same(await contentOf(store), { 1: [1], 5: [5] })
     }
   },
@@ -132,12 +135,12 @@ void t.test('a segment that cannot be made is made later, under the same number'
   const { journal, store } = await open(new MemorySegments(), 4 * KiB)
   store.failing = 'create'
   journal.append(write(1, 2 * KiB))
-  const first = journal.commit(1)
+  const first = journal.commit(1, at(1))
   await t.rejects(first, { code: 'NO_SPACE' })
   store.failing = undefined
   await journal.restart()
   journal.append(write(2, 2 * KiB))
-  await journal.commit(2)
+  await journal.commit(2, at(2))
   t.same(await contentOf(store), { 2: [2] })
 })
 
@@ -145,19 +148,19 @@ void t.test('segments go when every epoch in them is in the images', async (t) =
   const { journal, store } = await open(new MemorySegments(), 16 * KiB)
   for (let checkpoint = 1; checkpoint <= 20; checkpoint += 1) {
     journal.append(write(checkpoint, 2 * KiB))
-    await journal.commit(checkpoint)
+    await journal.commit(checkpoint, at(checkpoint))
   }
   t.ok(store.files.size > 5)
   const before = await contentOf(store)
   t.equal(Object.keys(before).length, 20)
   journal.flushed(0, 10)
-  await journal.commit(21)
+  await journal.commit(21, at(21))
   const after = await contentOf(store)
   for (let checkpoint = 11; checkpoint <= 20; checkpoint += 1)
     t.same(after[checkpoint], [checkpoint], 'what is not flushed is kept')
   t.notOk(3 in after, 'what is flushed is gone')
   journal.flushed(0, 21)
-  await journal.commit(22)
+  await journal.commit(22, at(22))
   t.ok(store.files.size <= 2)
   await journal.retire(0)
   await journal.close()
@@ -190,7 +193,7 @@ async function written(): Promise<{
     }
     for (let count = 0; count < checkpoint % 3; count += 1)
       journal.append(write(10 * checkpoint + count, 1 * KiB))
-    await journal.commit(checkpoint)
+    await journal.commit(checkpoint, at(checkpoint))
     const segment = Math.max(...store.files.keys())
     reported.push({ checkpoint, segment, bytes: store.durable.get(segment)! })
   }
@@ -280,7 +283,7 @@ void t.test('bytes of no journal are refused or hold nothing', async (t) => {
 void t.test('what a given-up epoch filled is given back at once', async (t) => {
   const { journal, store } = await open(new MemorySegments(), 16 * KiB)
   journal.append(write(1))
-  await journal.commit(1)
+  await journal.commit(1, at(1))
   journal.flushed(0, 1)
   for (let count = 0; count < 20; count += 1) journal.append(write(2, 2 * KiB))
   t.ok(journal.bytes > 16 * KiB)
@@ -291,7 +294,7 @@ void t.test('what a given-up epoch filled is given back at once', async (t) => {
   t.ok(journal.bytes < 8 * KiB, `${journal.bytes} bytes are left`)
   t.ok(store.files.size <= 2)
   journal.append(write(3))
-  await journal.commit(2)
+  await journal.commit(2, at(2))
   await journal.close()
   t.same((await contentOf(store))[2], [3])
 })
@@ -301,13 +304,13 @@ void t.test('a disk that an epoch filled has room for a new segment', async (t) 
   store.capacity = 24 * KiB
   const { journal } = await open(store, 32 * KiB)
   journal.append(write(1))
-  await journal.commit(1)
+  await journal.commit(1, at(1))
   journal.flushed(0, 1)
   for (let count = 0; count < 20; count += 1) journal.append(write(2, 2 * KiB))
-  await t.rejects(journal.commit(2), { code: 'NO_SPACE' })
+  await t.rejects(journal.commit(2, at(2)), { code: 'NO_SPACE' })
   await journal.restart()
   journal.append(write(3))
-  await journal.commit(3)
+  await journal.commit(3, at(3))
   await journal.close()
   t.same((await contentOf(store))[3], [3])
 })
@@ -317,7 +320,7 @@ void t.test('a segment that cannot be removed holds the later ones back', async 
   store.failing = 'remove'
   for (let checkpoint = 1; checkpoint <= 10; checkpoint += 1) {
     journal.append(write(checkpoint, 2 * KiB))
-    await journal.commit(checkpoint)
+    await journal.commit(checkpoint, at(checkpoint))
     journal.flushed(0, checkpoint)
   }
   const numbers = [...store.files.keys()].sort((a, b) => a - b)
@@ -337,7 +340,7 @@ void t.test(
     const { journal, store } = await open()
     for (let checkpoint = 1; checkpoint <= 4; checkpoint += 1) {
       journal.append(write(checkpoint))
-      await journal.commit(checkpoint)
+      await journal.commit(checkpoint, at(checkpoint))
     }
     await journal.close()
     const [number, content] = [...store.files][0]!
@@ -356,7 +359,7 @@ void t.test(
 
 void t.test('a journal that is behind the images is refused', async (t) => {
   const { journal, store } = await open()
-  await journal.commit(5)
+  await journal.commit(5, at(5))
   await journal.retire(0)
   await journal.close()
   const numbers = [...store.files.keys()]

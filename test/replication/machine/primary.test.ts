@@ -1,78 +1,31 @@
 import t from 'tap'
 
-import { decodeHello, type Hello, type Refusal } from '../../../replication/machine/handshake.ts'
-import type { PrimaryEffect, PrimaryInput } from '../../../replication/machine/primary-io.ts'
-import { PrimaryMachine } from '../../../replication/machine/primary.ts'
-import { describeEvent, describeFrame } from './stories.ts'
-
-const SIZE = 64 * 1024
-const HELLO: Hello = {
-  protocol: { min: 1, max: 1 },
-  group: 'vm',
-  mode: 'colo',
-  role: 'secondary',
-  incarnation: 's1',
-  partner: null,
-  checkpoint: 0,
-  announced: 0,
-  term: 1,
-  disks: [{ name: 'a', size: SIZE }],
-  capacity: 1024 * 1024,
-  durable: false,
-}
-
-function describe(effect: PrimaryEffect): string {
-  switch (effect.type) {
-    case 'send':
-      return `send ${describeFrame(effect.frame)}`
-    case 'close-link':
-      return `close: ${effect.reason}`
-    case 'checkpoint-done':
-      return `#${effect.request} done: ${effect.result.checkpoint}, ${effect.result.bytes} bytes, ${effect.result.pauseUs} us`
-    case 'checkpoint-failed':
-      return `#${effect.request} failed: ${effect.code}: ${effect.reason}`
-    case 'resync':
-      return `resync ${effect.session} from ${effect.committed}`
-    case 'event':
-      return describeEvent(effect.event)
-  }
-}
-
-/** A write of the guest, from its start to its end; or what is given to the machine and what it does. */
-type Step =
-  readonly ['write', at: number, forwarded: boolean] | readonly [PrimaryInput, readonly string[]]
-
-const linkUp: PrimaryInput = { type: 'link-up', nowMs: 0, peer: 'peer' }
-const hello = (fields: Partial<Hello> = {}): PrimaryInput => ({
-  type: 'hello',
-  nowMs: 0,
-  hello: { ...HELLO, ...fields },
-})
-const refused = (fields: Partial<Refusal>): PrimaryInput => ({
-  type: 'refused',
-  nowMs: 0,
-  refusal: { code: 'history', reason: 'because', term: 1, ...fields },
-})
-const checkpoint = (request: number, nowMs = 0, timeoutMs = 1000): PrimaryInput => ({
-  type: 'checkpoint',
-  request,
-  nowMs,
-  timeoutMs,
-})
-const done = (number: number, nowMs = 0): PrimaryInput => ({
-  type: 'done',
-  checkpoint: number,
-  commitUs: 5,
-  nowMs,
-})
-const tick = (nowMs: number): PrimaryInput => ({ type: 'tick', nowMs })
-const down = (reason: string): PrimaryInput => ({ type: 'link-down', reason })
-
-const GREETING: Step = [linkUp, ['send hello from p1 of nobody at 0/0']]
-const CONNECTED: readonly Step[] = [GREETING, [hello(), ['LINK up', 'PROTECTION protected']]]
+import { decodeHello } from '../../../replication/machine/handshake.ts'
+import {
+  checkpoint,
+  CONNECTED,
+  describe,
+  done,
+  down,
+  FIRST,
+  GREETED,
+  GREETING,
+  HEARING,
+  hello,
+  linkUp,
+  newMachine,
+  ready,
+  refused,
+  resynced,
+  SECONDARY,
+  SENDING,
+  tell,
+  tick,
+  type Step,
+} from './primary-stories.ts'
 
 const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
-  ['a fresh pair is protected at once', CONNECTED],
+  ['a pair that is equal is protected once the secondary has said so', CONNECTED],
   [
     'a checkpoint is done when its own number is reported',
     [
@@ -120,18 +73,13 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       ['write', 0, false],
       GREETING,
       ['write', 8192, false],
-      [
-        hello(),
-        [
-          'LINK up',
-          'resync 1 from 0',
-          'PROTECTION resyncing: sending what changed while the secondary was away',
-        ],
-      ],
+      GREETED,
+      ['write', 12288, false],
+      [ready, ['resync 1 from 0', SENDING]],
       ['write', 4096, true],
       [checkpoint(1), []],
-      [{ type: 'resynced', session: 0, nowMs: 1 }, []],
-      [{ type: 'resynced', session: 1, nowMs: 1 }, ['send checkpoint 1', 'PROTECTION protected']],
+      [resynced(0, 1), []],
+      [resynced(1, 1), ['send synced', 'send checkpoint 1', 'PROTECTION protected']],
       [done(1, 2), ['CHECKPOINT 1', '#1 done: 1, 512 bytes, 2000 us']],
     ],
   ],
@@ -170,15 +118,9 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
         ],
       ],
       [down('again'), []],
-      [linkUp, ['send hello from p1 of s1 at 0/2']],
-      [
-        hello({ partner: 'p1', checkpoint: 1, announced: 1 }),
-        [
-          'LINK up',
-          'resync 2 from 1',
-          'PROTECTION resyncing: sending what changed while the secondary was away',
-        ],
-      ],
+      [linkUp, ['send hello from p on g1 at 0/2']],
+      [hello({ checkpoint: 1, announced: 1 }), ['LINK up', HEARING]],
+      [ready, ['resync 2 from 1', SENDING]],
     ],
   ],
   [
@@ -206,23 +148,30 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       GREETING,
       [
-        hello({ partner: 'p0' }),
-        [
-          "close: refused: the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
-          "PROTECTION unprotected: refused: the primary was restarted, so what it changed since the last checkpoint is not known; start the pair anew from identical images, with the folder of the secondary's journal moved away",
-        ],
+        hello({ generation: 'g9' }),
+        ((reason) => [`close: refused: ${reason}`, `PROTECTION unprotected: refused: ${reason}`])(
+          'the two sides hold data that never had anything to do with each other; choose whose to give up with connect --discard local or remote',
+        ),
       ],
     ],
   ],
   [
-    'a refusal is told, and deposes only with a higher term',
+    'a refusal is told, and a split brain deposes the side of the lower term only',
     [
       GREETING,
       [refused({}), ['close: refused: because', 'PROTECTION unprotected: refused: because']],
       ['write', 0, false],
-      [linkUp, ['send hello from p1 of nobody at 0/0']],
-      [refused({ code: 'deposed' }), ['close: refused: because']],
+      GREETING,
+      [refused({ code: 'split', term: 1 }), ['close: refused: because']],
       ['write', 0, false],
+      GREETING,
+      [
+        refused({ code: 'split', term: 2 }),
+        [
+          'ERROR deposed: because; this copy acknowledges no more writes',
+          'close: refused: because',
+        ],
+      ],
     ],
   ],
   [
@@ -267,51 +216,33 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
   ],
 ]
 
-function newMachine(): PrimaryMachine {
-  return new PrimaryMachine({
-    group: 'vm',
-    mode: 'colo',
-    incarnation: 'p1',
-    disks: HELLO.disks,
-    heartbeatMs: 100,
-    timeoutMs: 500,
-  })
-}
-
 void t.test('a primary', (t) => {
-  for (const [story, steps] of STORIES) {
-    const machine = newMachine()
-    for (const [index, step] of steps.entries()) {
-      if (step[0] === 'write') {
-        machine.writing(0, step[1], 512)
-        t.equal(machine.written(0, step[1], 512), step[2], `${story}: step ${index}: forwarded`)
-      } else t.same(machine.step(step[0]).map(describe), step[1], `${story}: step ${index}`)
-    }
-  }
+  for (const [story, steps] of STORIES) tell(t, story, newMachine(), steps)
   t.end()
 })
 
-void t.test('a deposed primary refuses writes and does not connect again', (t) => {
+void t.test('a primary that a guest wrote to is deposed, and acknowledges no more writes', (t) => {
   const machine = newMachine()
+  machine.writing(0, 0, 512)
   machine.step(linkUp)
   t.equal(machine.writeObjection, undefined)
-  t.same(machine.step(refused({ code: 'deposed', term: 2 })).map(describe), [
+  const deposed = refused({ code: 'deposed', term: 2 })
+  t.same(machine.step(deposed).map(describe), [
     'ERROR deposed: because; this copy acknowledges no more writes',
     'close: refused: because',
     'PROTECTION unprotected: refused: because',
   ])
   t.match(machine.writeObjection, /deposed/)
-  t.equal(machine.replicating, false)
-  machine.step({ type: 'set-replicating', on: true })
-  t.equal(machine.replicating, false, 'whatever the toolstack says')
+  t.equal(machine.heals, false, 'an operator has to stop its guest')
+  machine.step(linkUp)
+  t.same(machine.step(deposed).map(describe), ['close: refused: because'], 'it is said once')
   t.end()
 })
 
 void t.test('a write is dirty until an epoch with its end is committed', (t) => {
   const machine = newMachine()
   const dirty = (): number => machine.dirtyBytes(0)
-  machine.step(linkUp)
-  machine.step(hello())
+  for (const input of [linkUp, hello(), ready]) machine.step(input)
   machine.writing(0, 0, 512)
   t.equal(dirty(), 4096, 'from before it begins')
   machine.step(checkpoint(1))
@@ -329,14 +260,7 @@ void t.test('a write is dirty until an epoch with its end is committed', (t) => 
 
 void t.test('a resync finds what is dirty, cut to the size of the disk', (t) => {
   const disks = [{ name: 'a', size: 4096 + 512 }]
-  const machine = new PrimaryMachine({
-    group: 'vm',
-    mode: 'colo',
-    incarnation: 'p1',
-    disks,
-    heartbeatMs: 100,
-    timeoutMs: 500,
-  })
+  const machine = newMachine({}, { disks })
   machine.writing(0, 4096, 512)
   t.same(machine.nextDirty(0, 0, 1 << 20, 0), { at: 4096, length: 512 })
   t.equal(machine.nextDirty(0, 4608, 1 << 20, 0), undefined)
@@ -349,6 +273,11 @@ void t.test("a primary's hello says what it knows", (t) => {
   const machine = newMachine()
   const [effect] = machine.step(linkUp)
   const payload = effect?.type === 'send' ? effect.frame.payload : Buffer.alloc(0)
-  t.same(decodeHello(payload), { ...HELLO, role: 'primary', incarnation: 'p1', capacity: 0 })
+  const { checkpoint: at, generation, history } = FIRST
+  t.same(decodeHello(payload), {
+    ...SECONDARY,
+    ...{ role: 'primary', replica: 'p', wrote: true, capacity: 0 },
+    ...{ checkpoint: at, generation, history },
+  })
   t.end()
 })

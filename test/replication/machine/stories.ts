@@ -1,21 +1,23 @@
 /** One line for each thing that a machine does, so that a story about it reads as one. */
 
 import type { GroupEvent } from '../../../replication/group.ts'
-import type { Frame } from '../../../replication/machine/frame.ts'
+import { PARTIAL, type Frame } from '../../../replication/machine/frame.ts'
 import { decodeHello, decodeRefusal } from '../../../replication/machine/handshake.ts'
 
-export function describeFrame({ type, position, extent, payload }: Frame): string {
+export function describeFrame({ type, flags, position, extent, payload }: Frame): string {
   switch (type) {
     case 'hello': {
-      const { incarnation, partner, checkpoint, announced } = decodeHello(payload)
-      return `hello from ${incarnation} of ${partner ?? 'nobody'} at ${checkpoint}/${announced}`
+      const { replica, generation, checkpoint, announced } = decodeHello(payload)
+      return `hello from ${replica} on ${generation ?? 'nothing'} at ${checkpoint}/${announced ?? '?'}`
     }
     case 'refuse': {
       const { code, reason, term } = decodeRefusal(payload)
       return `refuse ${code} in term ${term}: ${reason}`
     }
     case 'checkpoint':
+      return (flags & PARTIAL) === 0 ? `checkpoint ${position}` : `part ${position}`
     case 'done':
+    case 'handover':
       return `${type} ${position}`
     case 'pressure':
       return `pressure ${position} of ${extent}`
@@ -25,6 +27,9 @@ export function describeFrame({ type, position, extent, payload }: Frame): strin
     case 'discard':
     case 'state':
     case 'segment':
+    case 'dirty':
+    case 'ready':
+    case 'synced':
       return type
   }
 }

@@ -1,63 +1,85 @@
 /**
- * The shell around a secondary's machine: moves frames into the layers of the disks, keeps time, carries out effects.
- * Decides nothing but when to stop reading for want of memory.
+ * A replica in the role of secondary, around its machine: moves frames into the layers of the disks, keeps time, carries
+ * out effects. Decides nothing but when to stop reading for want of memory. When it is promoted it keeps the layers, which
+ * an active replica stands on.
  *
  * Invariant 20: received epochs stay within the group's memory. While committed epochs are being flushed the link is
  * not read (the primary slows down); an epoch that alone outgrows the memory is given up, loudly.
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
-import { Fault } from '../core/fault.ts'
-import type { MaybePromise } from '../core/maybe-promise.ts'
+import { asFault, Fault } from '../core/fault.ts'
 import { DiskLayers } from '../ramdisk/disk-layers.ts'
 import { PageMemory } from '../ramdisk/page-memory.ts'
 import { every, type GroupEnvironment, type Link, type LinkHandlers } from './environment.ts'
 import { EpochKeeper } from './epoch-keeper.ts'
-import type { CheckpointResult, GroupStatus, ReplicationGroup } from './group.ts'
+import type { CheckpointResult, SideStatus } from './group.ts'
 import { Intake } from './intake.ts'
 import { MEMORY_LOG, type EpochLog } from './journal/epoch-log.ts'
 import { recoverJournal } from './journal/recover-group.ts'
-import type { LinkTaker } from './listener.ts'
-import { PUNCH, type Frame } from './machine/frame.ts'
+import { frame, PARTIAL, PUNCH, type Frame } from './machine/frame.ts'
 import type { Hello } from './machine/handshake.ts'
-import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './machine/secondary-io.ts'
+import { FRESH, type ReplicaState } from './machine/replica-state.ts'
+import type { SecondaryEffect, SecondaryInput } from './machine/secondary-io.ts'
 import { SecondaryMachine } from './machine/secondary.ts'
+import type { ChangedRange, RegionMap } from './regions/region-map.ts'
 import { Requests } from './requests.ts'
 import { SecondaryDisk } from './secondary-disk.ts'
-import { CHECKPOINT_TIMEOUT_MS, type GroupSettings } from './settings.ts'
-import { Troubles } from './troubles.ts'
+import type { GroupSettings } from './settings.ts'
+import type { Troubles } from './troubles.ts'
 
 /** The part of the memory that data may fill; the rest is for the index over it. */
 const DATA_SHARE = 0.85
 /** The part of it that the secondary's own guests may fill. */
 const LOCAL_SHARE = 0.5
 
-export class SecondaryGroup implements ReplicationGroup, LinkTaker {
+export interface SecondaryHooks {
+  /** The maps of changed regions, by disk; there from recover() on. */
+  readonly regions: readonly RegionMap[]
+  /** The replica is about to become active: resolves when that can be remembered. */
+  promoting(): Promise<void> | undefined
+  /** It is remembered: the replica is active from this instant on. */
+  promoted(state: ReplicaState): void
+  /** The image of a disk fails, and the server is being shut down. */
+  givenUp(disk: string): void
+}
+
+export class SecondarySide {
   readonly name: string
   readonly memory: PageMemory
   readonly #settings: GroupSettings
   readonly #environment: GroupEnvironment
   readonly #disks: SecondaryDisk[] = []
   readonly #checkpoints = new Requests<CheckpointResult>()
-  readonly #promotions = new Requests<GroupStatus>()
+  readonly #promotions = new Requests<void>()
   readonly #links = new Map<number, Link>()
   #machine: SecondaryMachine
   #log: EpochKeeper
   readonly #intake: Intake
   readonly #troubles: Troubles
+  readonly #hooks: SecondaryHooks
+  #replica: string
+  /** What a primary of before knows that it changed, where that is finer than the maps on disk; by disk. */
+  #changed: readonly (readonly ChangedRange[])[] | undefined
   #nextLink = 1
+  #following = false
   #stopTicking: (() => void) | undefined
   /** Ends the draining of a disk that cannot be drained. */
   readonly #giveUp = new Map<SecondaryDisk, (error: string) => void>()
   #stopping = false
-  #closing: Promise<void> | undefined
 
-  constructor(settings: GroupSettings, environment: GroupEnvironment) {
+  constructor(
+    settings: GroupSettings,
+    environment: GroupEnvironment,
+    troubles: Troubles,
+    hooks: SecondaryHooks,
+  ) {
     this.name = settings.group
+    this.#hooks = hooks
     this.#settings = settings
     this.#environment = environment
     this.memory = new PageMemory(settings.memory)
-    this.#troubles = new Troubles(settings.group, environment)
+    this.#troubles = troubles
     this.#log = this.#keeper(MEMORY_LOG)
     this.#intake = new Intake({
       hasRoom: (bytes) => this.#hasRoom(bytes),
@@ -66,11 +88,25 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       overflow: () => this.#step({ type: 'overflow', localBytes: this.localBytes }),
       linkOf: (number) => this.#links.get(number),
     })
-    this.#machine = this.#newMachine()
+    this.#replica = environment.newId()
+    this.#machine = this.#newMachine(FRESH)
   }
 
-  get active(): boolean {
-    return this.#machine.role === 'active'
+  get machine(): SecondaryMachine {
+    return this.#machine
+  }
+
+  /** By which peers know what is remembered here. */
+  get replica(): string {
+    return this.#replica
+  }
+
+  get log(): EpochKeeper {
+    return this.#log
+  }
+
+  get disks(): readonly SecondaryDisk[] {
+    return this.#disks
   }
 
   get stopping(): boolean {
@@ -91,42 +127,60 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     this.#log.stop()
     for (const disk of this.#disks) {
       disk.wake()
-      if (this.#troubles.concerns(`disk ${disk.name}`)) disk.giveUp()
+      if (this.#troubles.concerns(`disk ${disk.name}`)) this.#hooks.givenUp(disk.name)
     }
   }
 
   get useObjection(): string | undefined {
-    if (this.#settings.mode === 'colo' || this.active) return undefined
+    if (this.#settings.mode === 'colo') {
+      const { consistent, generation } = this.#machine.state
+      if (consistent && generation !== null) return undefined
+      return `group "${this.name}" is being copied from its primary: until that is whole it serves nothing`
+    }
     return `this is the secondary of remus group "${this.name}", which serves nothing until it is promoted`
   }
 
-  /** Adds a disk; only before start(). */
-  attach(name: string, below: BlockDevice): BlockDevice {
+  /** Adds a disk; only before recover(). */
+  attach(name: string, image: BlockDevice): SecondaryDisk {
     const layers = new DiskLayers({
-      image: below,
+      image,
       memory: this.memory,
       timers: this.#environment.timers,
       onFlushed: (checkpoint) => this.#flushed(disk, checkpoint),
       onError: (fault) => {
         const error = `disk "${name}" cannot take a committed checkpoint yet: ${fault.message}`
         this.#giveUp.get(disk)?.(error)
-        if (this.#stopping) disk.giveUp()
+        if (this.#stopping) this.#hooks.givenUp(name)
         this.#troubles.report(`disk ${name}`, error)
       },
     })
-    const disk = new SecondaryDisk(name, below, layers, this)
+    const disk = new SecondaryDisk(name, image, layers, this)
     this.#disks.push(disk)
-    this.#machine = this.#newMachine()
     return disk
   }
 
-  /** @throws Fault when there is a journal that cannot be used */
-  async start(): Promise<void> {
-    if (this.#settings.durability === 'journal') await this.#recover()
-    else if (await this.#environment.hasSegments(this.name)) throw this.#forgetsJournal()
-    this.#stopTicking = every(this.#environment.timers, this.#settings.heartbeatMs / 2, () =>
-      this.#tick(),
-    )
+  /**
+   * Brings back what the journal holds: committed epochs lie over the images as if they had just been committed.
+   * @returns what is remembered
+   * @throws Fault when there is a journal that cannot be used
+   */
+  async recover(): Promise<ReplicaState> {
+    if (this.#settings.durability === 'memory') {
+      if (await this.#environment.hasSegments(this.name)) throw this.#forgetsJournal()
+      return FRESH
+    }
+    const { journal, state } = await recoverJournal({
+      group: this.name,
+      disks: this.#disks,
+      memory: this.memory,
+      environment: this.#environment,
+      limit: this.#settings.journal,
+      onFailure: (fault) => this.#log.failed(fault),
+    })
+    this.#log = this.#keeper(journal)
+    this.#replica = journal.replica
+    for (const [index, { flushed }] of this.#disks.entries()) this.#log.flushed(index, flushed)
+    return state
   }
 
   #forgetsJournal(): Fault {
@@ -141,32 +195,25 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     )
   }
 
-  /** Brings back what the journal holds: committed epochs lie over the images as if they had just been committed. */
-  async #recover(): Promise<void> {
-    const { journal, state, committed } = await recoverJournal({
-      group: this.name,
-      disks: this.#disks,
-      memory: this.memory,
-      environment: this.#environment,
-      limit: this.#settings.journal,
-      onFailure: (fault) => this.#log.failed(fault),
-    })
-    this.#log = this.#keeper(journal)
-    for (const [index, { flushed }] of this.#disks.entries()) this.#log.flushed(index, flushed)
-    this.#machine = this.#newMachine({ ...state, committed }, journal.replica)
-    if (!this.active) return
-    this.#environment.logger.warn(
-      { group: this.name, term: state.term, checkpoint: committed },
-      'this side was promoted before it was restarted: it is the active copy, whatever its configured role',
+  /** The role of a secondary begins. @param changed what it changed itself, as far as that is known better than by the maps on disk */
+  follow(state: ReplicaState, changed?: readonly (readonly ChangedRange[])[]): void {
+    this.#machine = this.#newMachine(state)
+    this.#changed = changed
+    this.#following = true
+    for (const disk of this.#disks) disk.yieldTo(undefined)
+    this.#stopTicking = every(this.#environment.timers, this.#settings.heartbeatMs / 2, () =>
+      this.#tick(),
     )
+  }
+
+  /** The role ends without a promote: the replica was a primary before. */
+  activate(): void {
     this.#log.activate()
   }
 
-  status(): GroupStatus {
+  status(): SideStatus {
     const machine = this.#machine
     return {
-      group: this.name,
-      mode: this.#settings.mode,
       role: machine.role,
       protection: machine.protection,
       reason: machine.reason,
@@ -180,13 +227,10 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
         size: geometry.size,
         dirtyBytes: layers.pendingBytes,
       })),
-      ramdiskBytes: this.memory.bytesInUse,
-      journalBytes: this.#log.bytes,
-      error: this.#troubles.first,
     }
   }
 
-  checkpoint(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<CheckpointResult> {
+  checkpoint(timeoutMs: number): Promise<CheckpointResult> {
     return this.#checkpoints.open((request) =>
       this.#step({
         type: 'await-checkpoint',
@@ -197,12 +241,20 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     )
   }
 
-  promote(force: boolean): Promise<GroupStatus> {
+  /** Resolves when this side is active. @throws Fault NOT_PERMITTED when it must not be, or cannot remember it */
+  promote(force: boolean): Promise<void> {
     if (this.#stopping)
       return Promise.reject(
         new Fault('SHUTDOWN', 'the server is being shut down', { where: `group ${this.name}` }),
       )
-    return this.#promotions.open((request) => this.#step({ type: 'promote', request, force }))
+    const generation = this.#environment.newId()
+    return this.#promotions.open((request) =>
+      this.#step({ type: 'promote', request, force, generation }),
+    )
+  }
+
+  discard(whose: 'local' | 'remote'): void {
+    this.#step({ type: 'discard', whose })
   }
 
   setReplicating(on: boolean): void {
@@ -230,16 +282,25 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     }
   }
 
-  /** The first disk that closes ends the group: its disks are one. */
-  detach(): Promise<void> {
-    this.#closing ??= this.#close()
-    return this.#closing
+  /** The role of a secondary ends: nobody is followed any more. */
+  end(reason: string): void {
+    this.#following = false
+    this.#stopTicking?.()
+    this.#stopTicking = undefined
+    for (const link of this.#links.values()) link.close(reason)
+  }
+
+  /** Resolves when everything that was committed is in the images. @throws Fault when the server is shut down before */
+  async drained(): Promise<void> {
+    for (const [index, { layers }] of this.#disks.entries()) {
+      await layers.idle()
+      await this.#log.settled(index)
+    }
   }
 
   /** Committed checkpoints reach the images first, as far as the images take them; what was not committed is dropped. */
-  async #close(): Promise<void> {
-    this.#stopTicking?.()
-    for (const link of this.#links.values()) link.close('the secondary is shutting down')
+  async close(): Promise<void> {
+    this.end('the secondary is shutting down')
     await this.#log.quiet()
     const lost = await Promise.all(this.#disks.map((disk) => this.#drain(disk)))
     const drained = [...this.#disks.keys()].filter((disk) => !this.#disks[disk]?.layers.isBusy)
@@ -247,10 +308,6 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     await this.#log.close(drained)
     const first = lost.find((fault) => fault !== undefined)
     if (first !== undefined) throw first
-  }
-
-  settled(disk: SecondaryDisk): MaybePromise<void> {
-    return this.#log.settled(this.#disks.indexOf(disk))
   }
 
   /**
@@ -280,25 +337,24 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       troubles: this.#troubles,
       layers: () => this.#disks.map(({ layers }) => layers),
       nowMs: () => this.#environment.nowMs(),
-      step: (input) => this.#step(input),
+      step: (input) => {
+        if (this.#following) this.#step(input)
+      },
     })
   }
 
-  #newMachine(
-    remembered?: SecondarySettings['remembered'],
-    incarnation = this.#environment.incarnation,
-  ): SecondaryMachine {
+  #newMachine(remembered: ReplicaState): SecondaryMachine {
     const { group, mode, heartbeatMs, timeoutMs, memory } = this.#settings
     const disks = this.#disks.map(({ name, geometry }) => ({ name, size: geometry.size }))
     return new SecondaryMachine({
       durable: this.#log.durable,
-      ...(remembered === undefined ? {} : { remembered }),
+      remembered,
       group,
       mode,
       heartbeatMs,
       timeoutMs,
       disks,
-      incarnation,
+      replica: this.#replica,
       capacity: Math.floor(memory * DATA_SHARE),
     })
   }
@@ -322,8 +378,15 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
           type: 'checkpoint',
           link,
           checkpoint: frame.position,
+          partial: (frame.flags & PARTIAL) !== 0,
           nowMs: this.#environment.nowMs(),
         })
+      case 'synced':
+        return this.#step({ type: 'synced', link, nowMs: this.#environment.nowMs() })
+      case 'handover': {
+        const generation = this.#environment.newId()
+        return this.#step({ type: 'handover', link, checkpoint: frame.position, generation })
+      }
       case 'heartbeat':
         return this.#step({ type: 'heartbeat', link, nowMs: this.#environment.nowMs() })
       case 'refuse':
@@ -331,6 +394,8 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       case 'hello':
       case 'done':
       case 'pressure':
+      case 'dirty':
+      case 'ready':
       case 'discard':
       case 'state':
       case 'segment':
@@ -360,6 +425,33 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
     return true
   }
 
+  /** What this side changed by itself, as a primary, the new primary has to send as well. */
+  #tellChanges(number: number): void {
+    const link = this.#links.get(number)
+    if (link === undefined) return
+    if (this.#machine.state.wrote)
+      for (const index of this.#disks.keys())
+        for (const { at, length } of this.#changesOf(index)) {
+          const disk = this.#machine.diskFor(number, index)
+          link.send(frame('dirty', { disk, position: at, extent: length }))
+        }
+    link.send(frame('ready'))
+  }
+
+  #changesOf(index: number): readonly ChangedRange[] {
+    return this.#changed?.[index] ?? this.#hooks.regions[index]?.ranges() ?? []
+  }
+
+  #forgetChanges(): void {
+    this.#changed = undefined
+    for (const regions of this.#hooks.regions)
+      void regions.clear().catch((error: unknown) => {
+        // They say too much then, which costs the next copy time and nothing else.
+        const { message } = asFault(error, 'IO', 'cannot write the map of changed regions')
+        this.#troubles.report('regions', message)
+      })
+  }
+
   #flushed(disk: SecondaryDisk, checkpoint: number): void {
     const { logger } = this.#environment
     logger.debug({ group: this.name, disk: disk.name, checkpoint }, 'checkpoint is in the image')
@@ -383,18 +475,20 @@ export class SecondaryGroup implements ReplicationGroup, LinkTaker {
       case 'discard':
         this.#intake.discard()
         return this.#log.discard()
+      case 'tell-changes':
+        return this.#tellChanges(effect.link)
+      case 'forget-changes':
+        return this.#forgetChanges()
       case 'commit':
-        return this.#log.commit(effect.checkpoint)
-      case 'note':
-        return this.#log.note(effect.state)
+        return this.#log.commit(effect.checkpoint, effect.state)
       case 'remember':
-        return this.#log.remember(effect.state)
+        return this.#log.remember(effect.state, this.#hooks.promoting())
       case 'restart-log':
         return this.#log.restart()
       case 'activate':
-        return this.#log.activate()
+        return this.#hooks.promoted(this.#machine.state)
       case 'promoted':
-        return this.#promotions.resolve(effect.request, this.status())
+        return this.#promotions.resolve(effect.request, undefined)
       case 'promote-refused':
         return this.#promotions.reject(
           effect.request,

@@ -1,0 +1,49 @@
+/** What a control command is: a name, a schema of its arguments, and what it does with a running server. */
+
+import type { MaybePromise } from '../core/maybe-promise.ts'
+import type { ReplicationGroup } from '../replication/group.ts'
+import { check, type ArgumentSchema, type ArgumentValues } from './arguments.ts'
+
+/** An export as the control plane shows it. */
+export interface ExportSummary {
+  readonly name: string
+  /** Bytes. */
+  readonly size: number
+  readonly readOnly: boolean
+  /** NBD clients that use it now. */
+  readonly connections: number
+}
+
+/** What commands act on: the server seen from its control plane. */
+export interface ControlContext {
+  groups(): readonly ReplicationGroup[]
+  exports(): readonly ExportSummary[]
+  /** Begins an orderly shutdown, as SIGTERM does; returns at once. */
+  quit(): void
+}
+
+export interface Command {
+  readonly name: string
+  readonly description: string
+  readonly arguments: ArgumentSchema
+  /** @throws Fault when the arguments do not fit or the command fails. */
+  execute(context: ControlContext, given: Readonly<Record<string, unknown>>): MaybePromise<unknown>
+}
+
+interface Definition<Schema extends ArgumentSchema> {
+  readonly name: string
+  readonly description: string
+  readonly arguments: Schema
+  run(context: ControlContext, args: ArgumentValues<Schema>): MaybePromise<unknown>
+}
+
+export function define<const Schema extends ArgumentSchema>(
+  definition: Definition<Schema>,
+): Command {
+  return {
+    name: definition.name,
+    description: definition.description,
+    arguments: definition.arguments,
+    execute: (context, given) => definition.run(context, check(definition.arguments, given)),
+  }
+}

@@ -1,0 +1,454 @@
+/**
+ * A replica in the role of primary, around its machine: connects, moves frames, keeps time, carries out effects. Decides
+ * nothing.
+ *
+ * Invariants:
+ *  - 13 A new line of data is remembered durably before the write that begins it.
+ *  - 14 While the machine is frozen no write begins, and none is acknowledged; each goes on once when it is not any more.
+ */
+
+import type { BlockDevice } from '../core/block-device.ts'
+import { asFault, Fault, type FaultCode } from '../core/fault.ts'
+import type { MaybePromise } from '../core/maybe-promise.ts'
+import { Connector } from './connector.ts'
+import {
+  every,
+  type Dial,
+  type GroupEnvironment,
+  type Link,
+  type LinkHandlers,
+} from './environment.ts'
+import type { CheckpointResult, DiskStatus, GroupChanges, ResyncProgress } from './group.ts'
+import type { Frame } from './machine/frame.ts'
+import { frame } from './machine/frame.ts'
+import { decodeHello, decodeRefusal, encodeRefusal, type Hello } from './machine/handshake.ts'
+import type { PrimaryEffect, PrimaryInput } from './machine/primary-io.ts'
+import { PrimaryMachine } from './machine/primary.ts'
+import type { ReplicaState } from './machine/replica-state.ts'
+import { PrimaryDisk } from './primary-disk.ts'
+import type { ChangedRange, RegionMap } from './regions/region-map.ts'
+import { Requests } from './requests.ts'
+import { Resync } from './resync.ts'
+import type { GroupSettings } from './settings.ts'
+import { Troubles } from './troubles.ts'
+
+/** How often regions that need not be marked any more are looked for. */
+const RETAIN_MS = 30_000
+
+export interface TrackedDisk {
+  readonly name: string
+  readonly below: BlockDevice
+  readonly regions: RegionMap
+  /** What may differ from the last checkpoint already. */
+  readonly changed: readonly ChangedRange[]
+}
+
+export interface PrimaryOptions {
+  readonly settings: GroupSettings
+  readonly environment: GroupEnvironment
+  readonly replica: string
+  readonly remembered: ReplicaState
+  /** Whether another replica may hold the remembered line. */
+  readonly shared: boolean
+  readonly disks: readonly TrackedDisk[]
+  /** Undefined where no peer is configured. */
+  readonly dial: Dial | undefined
+  readonly troubles: Troubles
+  /** Remembers the state durably. @throws Fault */
+  readonly persist: (state: ReplicaState) => MaybePromise<void>
+  /** This side is to follow the other one. */
+  readonly stepDown: (reason: string) => void
+}
+
+export class PrimarySide {
+  readonly machine: PrimaryMachine
+  readonly disks: readonly PrimaryDisk[]
+  readonly #options: PrimaryOptions
+  readonly #checkpoints = new Requests<CheckpointResult>()
+  readonly #connector: Connector | undefined
+  #link: Link | undefined
+  #resync: Resync | undefined
+  /** What the secondary told of, on its way to the maps on disk. */
+  #learning: Promise<unknown>[] = []
+  #stopTicking: (() => void)[] = []
+  #forking: Promise<void> | undefined
+  /** The present line is not known to be remembered. */
+  #unsaved = false
+  #frozen: { readonly thaw: () => void; readonly end: (error: Fault) => void }[] = []
+  #held = false
+  #rate: number
+  #complaint = ''
+  #ended: Fault | undefined
+
+  constructor(options: PrimaryOptions) {
+    const { settings, environment, disks, dial, replica, remembered, shared } = options
+    this.#options = options
+    this.#rate = settings.resyncRate
+    this.machine = new PrimaryMachine({
+      ...settings,
+      ...{ replica, remembered, shared },
+      disks: disks.map(({ name, below }) => ({ name, size: below.geometry.size })),
+    })
+    this.disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
+    for (const [index, { changed }] of disks.entries())
+      for (const { at, length } of changed) this.machine.recall(index, at, length)
+    if (dial === undefined) return
+    this.#connector = new Connector(dial, {
+      timers: environment.timers,
+      wanted: () => this.machine.replicating,
+      connected: (open) => this.#adopt(open),
+      failed: (reason) => this.#complain(`cannot reach the secondary: ${reason}`),
+    })
+  }
+
+  get link(): Link | undefined {
+    return this.#link
+  }
+
+  start(): void {
+    const { environment, settings } = this.#options
+    const { timers } = environment
+    this.#stopTicking = [
+      every(timers, settings.heartbeatMs / 2, () =>
+        this.#step({ type: 'tick', nowMs: environment.nowMs() }),
+      ),
+      every(timers, RETAIN_MS, () => void this.#retain()),
+    ]
+    this.#connector?.connect()
+  }
+
+  get progress(): ResyncProgress | null {
+    return this.machine.protection === 'resyncing' ? (this.#resync?.progress ?? null) : null
+  }
+
+  diskStatus(): DiskStatus[] {
+    return this.#options.disks.map(({ name, below }, index) => ({
+      name,
+      size: below.geometry.size,
+      dirtyBytes: this.machine.dirtyBytes(index),
+    }))
+  }
+
+  checkpoint(timeoutMs: number): Promise<CheckpointResult> {
+    const { environment } = this.#options
+    return this.#checkpoints.open((request) =>
+      this.#step({ type: 'checkpoint', request, timeoutMs, nowMs: environment.nowMs() }),
+    )
+  }
+
+  setReplicating(on: boolean): void {
+    this.#step({ type: 'set-replicating', on })
+    // Also when it was switched off: an attempt that is under way must not succeed any more.
+    if (this.#link === undefined) this.#connector?.connect()
+  }
+
+  discard(whose: 'local' | 'remote'): void {
+    this.#step({ type: 'discard', whose })
+    if (this.#link === undefined) this.#connector?.connect()
+  }
+
+  configure({ onLinkLoss, intervalMs, resyncRate }: GroupChanges): void {
+    this.#step({ type: 'configure', onLinkLoss, intervalMs })
+    this.#rate = resyncRate ?? this.#rate
+    this.#resync?.setRate(this.#rate)
+  }
+
+  /** Sends the disks as a whole again. @throws Fault when that cannot be remembered */
+  async copyAgain(): Promise<void> {
+    for (const { regions, below } of this.#options.disks) await regions.mark(0, below.geometry.size)
+    this.#step({ type: 'copy-again' })
+  }
+
+  /** Another primary has connected to this side. */
+  take(link: Link, hello: Hello): LinkHandlers {
+    for (const effect of this.machine.step({ type: 'called', hello })) {
+      if (effect.type !== 'answer') {
+        this.#perform(effect)
+        continue
+      }
+      link.send(frame('refuse', { payload: encodeRefusal(effect.refusal) }))
+      link.close(effect.refusal.reason)
+    }
+    return { frame: () => undefined, closed: () => undefined }
+  }
+
+  diskFailed(reason: string): void {
+    this.#options.troubles.report('disk', reason)
+    this.#step({ type: 'disk-failed', reason })
+  }
+
+  ready(): MaybePromise<void> {
+    if (this.#ended !== undefined) throw this.#ended
+    if (this.machine.frozen || this.#held) return this.#thaw()
+    return this.machine.mustFork || this.#unsaved ? this.#remembered() : undefined
+  }
+
+  thawed(): MaybePromise<void> {
+    return this.machine.frozen ? this.#thaw() : undefined
+  }
+
+  /** Lets writes wait, and resolves when none is under way. */
+  async hold(): Promise<void> {
+    this.#held = true
+    for (const disk of this.disks) await disk.quiet()
+  }
+
+  unhold(): void {
+    this.#held = false
+    this.#thawAll()
+  }
+
+  /** The secondary is to take over at this checkpoint; this side has given up its role. */
+  handOver(checkpoint: number): void {
+    this.#link?.send(frame('handover', { position: checkpoint }))
+  }
+
+  /** No guest may use this side any more: what waits is refused, and what was begun comes to an end. */
+  async retire(reason: Fault): Promise<void> {
+    this.#ended ??= reason
+    for (const { end } of this.#frozen.splice(0)) end(reason)
+    for (const disk of this.disks) await disk.quiet()
+  }
+
+  /** The role ends, and with it the link. */
+  async end(reason: Fault): Promise<void> {
+    for (const stop of this.#stopTicking) stop()
+    this.#connector?.close()
+    this.#resync?.stop()
+    this.#ended ??= reason
+    // A write may wait for a peer that does not read any more.
+    this.#link?.close(reason.message)
+    this.#step({ type: 'link-down', reason: reason.message })
+    await this.retire(reason)
+  }
+
+  /** What differs from the last checkpoint, by disk. */
+  changes(): ChangedRange[][] {
+    const { machine } = this
+    return this.disks.map((_, index) => {
+      const ranges: ChangedRange[] = []
+      let from = 0
+      for (;;) {
+        const run = machine.nextDirty(index, from, Number.MAX_SAFE_INTEGER, machine.committed)
+        if (run === undefined) return ranges
+        ranges.push(run)
+        from = run.at + run.length
+      }
+    })
+  }
+
+  /** Marks as changed just what is, after end(). @throws Fault */
+  async retain(): Promise<void> {
+    // Twice: the first pass spares what was written lately.
+    for (let pass = 0; pass < 2; pass += 1)
+      for (const [index, disk] of this.#options.disks.entries()) await this.#retainOf(index, disk)
+  }
+
+  #retain = async (): Promise<void> => {
+    const { troubles, disks } = this.#options
+    try {
+      for (const [index, disk] of disks.entries()) await this.#retainOf(index, disk)
+    } catch (error) {
+      troubles.report('regions', asFault(error, 'IO', 'cannot flush the image').message)
+    }
+  }
+
+  async #retainOf(index: number, { regions, below }: TrackedDisk): Promise<void> {
+    const { machine } = this
+    await regions.retain(
+      (at, length) => {
+        const run = machine.nextDirty(index, at, 1, machine.committed)
+        return run !== undefined && run.at < at + length
+      },
+      async () => below.flush(),
+    )
+  }
+
+  #thaw(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#frozen.push({ thaw: resolve, end: reject })
+    })
+  }
+
+  async #fork(): Promise<void> {
+    const { persist, environment } = this.#options
+    // A connection that is being made waits for this (adopt), or is given up by the machine.
+    if (this.machine.mustFork) this.#step({ type: 'fork', generation: environment.newId() })
+    this.#unsaved = true
+    await persist(this.machine.state(false))
+    this.#unsaved = false
+  }
+
+  /** Resolves when the present line is remembered. */
+  #remembered(): Promise<void> | undefined {
+    if (!this.machine.mustFork && !this.#unsaved) return this.#forking
+    this.#forking ??= this.#fork().finally(() => {
+      this.#forking = undefined
+    })
+    return this.#forking
+  }
+
+  #adopt(open: (handlers: LinkHandlers) => Link): void {
+    const link: Link = open({
+      frame: (frame) => this.#receive(frame),
+      closed: (reason) => {
+        this.#connector?.connectLater()
+        if (this.#link !== link) return
+        this.#link = undefined
+        this.#step({ type: 'link-down', reason })
+        this.#complain(reason)
+      },
+    })
+    this.#link = link
+    const { environment } = this.#options
+    const greet = (): void => {
+      if (this.#link === link && !link.closed)
+        this.#step({ type: 'link-up', nowMs: environment.nowMs(), peer: link.peer })
+    }
+    if (!this.#unsaved) greet()
+    else void this.#remembered()?.then(greet, () => link.close('the new line cannot be remembered'))
+  }
+
+  #receive(frame: Frame): void {
+    const nowMs = this.#options.environment.nowMs()
+    switch (frame.type) {
+      case 'hello':
+        return this.#step({ type: 'hello', nowMs, hello: decodeHello(frame.payload) })
+      case 'refuse':
+        return this.#step({ type: 'refused', nowMs, refusal: decodeRefusal(frame.payload) })
+      case 'dirty':
+        return this.#learn(frame.disk, frame.position, frame.extent)
+      case 'ready':
+        return this.#step({ type: 'ready', nowMs })
+      case 'done':
+        return this.#step({
+          type: 'done',
+          nowMs,
+          checkpoint: frame.position,
+          commitUs: frame.extent,
+        })
+      case 'heartbeat':
+        return this.#step({ type: 'heartbeat', nowMs })
+      case 'pressure':
+        return this.#step({ type: 'pressure', nowMs, bytes: frame.position, limit: frame.extent })
+      case 'write':
+      case 'zero':
+      case 'checkpoint':
+      case 'synced':
+      case 'handover':
+      case 'discard':
+      case 'state':
+      case 'segment':
+        throw new Fault(
+          'PROTOCOL',
+          `the secondary sent a ${frame.type} frame, which it never sends`,
+        )
+    }
+  }
+
+  #learn(index: number, at: number, length: number): void {
+    const disk = this.#options.disks[index]
+    const size = disk?.below.geometry.size ?? 0
+    if (disk === undefined || length === 0 || at + length > size)
+      throw new Fault('PROTOCOL', 'the secondary told of a change beyond a disk')
+    if (!disk.regions.has(at, length)) this.#learning.push(disk.regions.mark(at, length))
+    const nowMs = this.#options.environment.nowMs()
+    this.#step({ type: 'changed', nowMs, disk: index, at, length })
+  }
+
+  #step(input: PrimaryInput): void {
+    for (const effect of this.machine.step(input)) this.#perform(effect)
+    this.#thawAll()
+  }
+
+  #thawAll(): void {
+    if (this.#frozen.length === 0 || this.machine.frozen || this.#held) return
+    for (const { thaw } of this.#frozen.splice(0)) thaw()
+  }
+
+  #perform(effect: PrimaryEffect): void {
+    switch (effect.type) {
+      case 'send':
+        return this.#link?.send(effect.frame)
+      case 'close-link':
+        return this.#drop(effect.reason)
+      case 'checkpoint-done':
+        return this.#checkpoints.resolve(effect.request, effect.result)
+      case 'checkpoint-failed':
+        return this.#checkpoints.reject(effect.request, this.#fault(effect.code, effect.reason))
+      case 'resync':
+        return this.#beginResync(effect)
+      case 'event':
+        return this.#announce(effect)
+      case 'step-down':
+        return this.#options.stepDown(effect.reason)
+      case 'answer':
+        return
+    }
+  }
+
+  #beginResync(effect: Extract<PrimaryEffect, { type: 'resync' }>): void {
+    const { environment, disks } = this.#options
+    const before = this.#learning
+    this.#learning = []
+    this.#resync?.stop()
+    const resync = new Resync({
+      ...effect,
+      disks: this.disks,
+      machine: this.machine,
+      environment,
+      rate: this.#rate,
+      prepare: async () => {
+        await Promise.all(before)
+        if (!effect.copies) return
+        for (const { regions, below } of disks) await regions.mark(0, below.geometry.size)
+      },
+      step: (input) => this.#step(input),
+    })
+    this.#resync = resync
+    void resync.run().catch((error: unknown) => {
+      if (this.#resync !== resync) return
+      const { message } = asFault(error, 'IO', 'resync stopped')
+      this.diskFailed(`resync stopped: ${message}`)
+    })
+  }
+
+  #announce({ event }: Extract<PrimaryEffect, { type: 'event' }>): void {
+    const { environment, troubles } = this.#options
+    if (event.event === 'REPLICATION_PROTECTION' && event.data.protection === 'protected') {
+      this.#connector?.succeeded()
+      this.#complaint = ''
+    }
+    if (event.event === 'REPLICATION_CHECKPOINT') {
+      // What was written wrongly was sent again by now, from the image as it is.
+      troubles.over('disk')
+    }
+    if (event.event === 'REPLICATION_ERROR') return troubles.report('role', event.data.error)
+    environment.onEvent(event)
+  }
+
+  /** The machine has ended the link: the connection follows. */
+  #drop(reason: string): void {
+    const link = this.#link
+    this.#link = undefined
+    this.#learning = []
+    this.#resync?.stop()
+    link?.close(reason)
+    this.#complain(reason)
+  }
+
+  /** Says why there is no link, once for each reason, not at each attempt. */
+  #complain(reason: string): void {
+    if (reason === this.#complaint || this.#ended !== undefined) return
+    this.#complaint = reason
+    const { settings, environment } = this.#options
+    environment.logger.warn(
+      { group: settings.group, peer: settings.peer, reason },
+      'not connected to the secondary',
+    )
+  }
+
+  #fault(code: FaultCode, reason: string): Fault {
+    return new Fault(code, reason, { where: `group ${this.#options.settings.group}` })
+  }
+}

@@ -1,0 +1,433 @@
+/**
+ * One side of a replication group: the disks of a VM, and the role that they have together. It begins with what it
+ * remembers, and changes its role while the exports stay.
+ *
+ *     guest ─ ReplicaDisk ─┬─ as a secondary:  SecondaryDisk ─ layers ─ TrackedImage ─ image
+ *                          └─ as a primary:    PrimaryDisk ─ ActiveDisk ─ layers ─ TrackedImage ─ image
+ *
+ * Invariants:
+ *  - 10 A role is remembered before anything follows from it; what is remembered wins over the configured role.
+ *  - A side is a primary and a secondary at no instant, and one of them at every instant after start().
+ *  - 15 Changes are tracked from before a primary's first write until it has become a secondary.
+ */
+
+import type { BlockDevice } from '../core/block-device.ts'
+import { asFault, Fault } from '../core/fault.ts'
+import { ActiveDisk } from './active-disk.ts'
+import { CheckpointTimes } from './checkpoint-times.ts'
+import type { Dial, GroupEnvironment, Link, LinkHandlers } from './environment.ts'
+import type { CheckpointResult, GroupChanges, GroupStatus, ReplicationGroup } from './group.ts'
+import type { LinkTaker } from './listener.ts'
+import type { Hello } from './machine/handshake.ts'
+import { FRESH, type ReplicaState } from './machine/replica-state.ts'
+import { PrimarySide } from './primary-side.ts'
+import { RegionMap, type ChangedRange } from './regions/region-map.ts'
+import { ReplicaDisk } from './replica-disk.ts'
+import type { SecondaryDisk } from './secondary-disk.ts'
+import { SecondarySide } from './secondary-side.ts'
+import { CHECKPOINT_TIMEOUT_MS, type GroupSettings } from './settings.ts'
+import { TrackedImage } from './tracked-image.ts'
+import { Troubles } from './troubles.ts'
+
+interface Member {
+  readonly name: string
+  readonly image: TrackedImage
+  readonly passive: SecondaryDisk
+  readonly active: ActiveDisk
+  readonly disk: ReplicaDisk
+}
+
+export class ReplicaGroup implements ReplicationGroup, LinkTaker {
+  readonly name: string
+  readonly #settings: GroupSettings
+  readonly #environment: GroupEnvironment
+  readonly #dial: Dial | undefined
+  readonly #troubles: Troubles
+  readonly #secondary: SecondarySide
+  #primary: PrimarySide | undefined
+  readonly #members: Member[] = []
+  readonly #regions: RegionMap[] = []
+  readonly #times = new CheckpointTimes()
+  #replicating = true
+  /** Told after each event, for whoever waits for a state. */
+  #changed: (() => void) | undefined
+  #demoting: Promise<void> | undefined
+  #closing: Promise<void> | undefined
+
+  /** @param dial how to reach the other side; undefined where it is not known */
+  constructor(settings: GroupSettings, environment: GroupEnvironment, dial: Dial | undefined) {
+    this.name = settings.group
+    this.#settings = settings
+    this.#environment = {
+      ...environment,
+      onEvent: (event) => {
+        if (event.event === 'REPLICATION_CHECKPOINT')
+          this.#times.add(event.data, environment.nowMs())
+        environment.onEvent(event)
+        this.#changed?.()
+      },
+    }
+    this.#dial = dial
+    this.#troubles = new Troubles(settings.group, this.#environment)
+    this.#secondary = new SecondarySide(settings, this.#environment, this.#troubles, {
+      regions: this.#regions,
+      promoting: () => this.#markLocal(),
+      promoted: (state) => this.#promoted(state),
+      givenUp: (name) => {
+        for (const member of this.#members) if (member.name === name) member.active.giveUp()
+      },
+    })
+  }
+
+  get primary(): PrimarySide | undefined {
+    return this.#primary
+  }
+
+  /** Whether this side is giving up its role as primary. */
+  get demoting(): boolean {
+    return this.#demoting !== undefined
+  }
+
+  get secondary(): SecondarySide {
+    return this.#secondary
+  }
+
+  /** Adds a disk; only before start(). */
+  attach(name: string, below: BlockDevice): BlockDevice {
+    const image = new TrackedImage(below)
+    const passive = this.#secondary.attach(name, image)
+    const index = this.#members.length
+    const active = new ActiveDisk(name, image, passive.layers, {
+      settled: () => this.#secondary.log.settled(index),
+    })
+    // The first disk that closes ends the group: its disks are one.
+    const disk = new ReplicaDisk(name, passive, async () => {
+      try {
+        await this.close()
+      } finally {
+        await below.close()
+      }
+    })
+    this.#members.push({ name, image, passive, active, disk })
+    return disk
+  }
+
+  /** Begins with what is remembered. @throws Fault when that cannot be read */
+  async start(): Promise<void> {
+    const remembered = await this.#secondary.recover()
+    const known = remembered.generation !== null
+    for (const { name, disk } of this.#members) {
+      const { size } = disk.geometry
+      const store = await this.#environment.openRegions(this.name, name, size, !known)
+      this.#regions.push(new RegionMap(store, size))
+    }
+    if (known) this.#announceRole(remembered)
+    const role = known ? remembered.role : this.#settings.role
+    if (role === 'secondary') {
+      this.#follow(remembered)
+      return
+    }
+    const state = known ? remembered : this.#firstLine()
+    // From now on what is announced is not remembered any more until the end in order.
+    await this.#secondary.log.persist({ ...state, announced: null })
+    this.#serve(state, known)
+  }
+
+  status(): GroupStatus {
+    const { group, mode } = this.#settings
+    const side =
+      this.#primary === undefined
+        ? this.#secondary.status()
+        : { ...this.#primary.machine.status, disks: this.#primary.diskStatus() }
+    return {
+      group,
+      mode,
+      ...side,
+      checkpoints: this.#times.statistics(this.#environment.nowMs()),
+      resync: this.#primary?.progress ?? null,
+      ramdiskBytes: this.#secondary.memory.bytesInUse,
+      journalBytes: this.#secondary.log.bytes,
+      error: this.#troubles.first,
+    }
+  }
+
+  checkpoint(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<CheckpointResult> {
+    return (this.#primary ?? this.#secondary).checkpoint(timeoutMs)
+  }
+
+  async promote(force: boolean): Promise<GroupStatus> {
+    await this.#demoting
+    if (this.#primary?.machine.role === 'primary')
+      throw new Fault(
+        'NOT_PERMITTED',
+        'only a secondary can be promoted; this side is the primary',
+        {
+          where: `group ${this.name}`,
+          remedy: 'run it on the secondary',
+        },
+      )
+    if (this.#primary === undefined) await this.#secondary.promote(force)
+    return this.status()
+  }
+
+  async demote(force: boolean): Promise<GroupStatus> {
+    const primary = this.#primary
+    if (primary === undefined) return this.status()
+    if (!force && primary.machine.protection === 'protected')
+      throw new Fault('NOT_PERMITTED', 'a secondary follows this primary', {
+        where: `group ${this.name}`,
+        remedy: 'use switchover to exchange the roles, or force to go on with none active',
+      })
+    await this.#stepDown('an operator has demoted this side')
+    return this.status()
+  }
+
+  async switchover(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<GroupStatus> {
+    const primary = this.#primary
+    const where = `group ${this.name}`
+    if (primary === undefined)
+      throw new Fault('NOT_PERMITTED', 'only a primary can leave its role to its secondary', {
+        where,
+        remedy: 'run it on the primary',
+      })
+    if (primary.machine.protection !== 'protected')
+      throw new Fault('NOT_PERMITTED', 'there is no secondary that could take over at once', {
+        where,
+        remedy: 'wait until the group is protected',
+      })
+    if (!this.#settings.listens)
+      throw new Fault('NOT_PERMITTED', 'nobody could follow: this side does not listen', {
+        where,
+        remedy: 'give it listen=HOST:PORT, and the other side peer= with the same address',
+      })
+    const { checkpoint } = await this.#lastCheckpoint(primary, timeoutMs)
+    await this.#stepDown('its role goes to the other side', () => primary.handOver(checkpoint))
+    await this.#followed(timeoutMs)
+    return this.status()
+  }
+
+  /** The guest's writes wait from before this checkpoint on: nothing is missing in it. */
+  async #lastCheckpoint(primary: PrimarySide, timeoutMs: number): Promise<CheckpointResult> {
+    try {
+      await primary.hold()
+      return await primary.checkpoint(timeoutMs)
+    } catch (error) {
+      primary.unhold()
+      throw error
+    }
+  }
+
+  /** Resolves when this side is the secondary of a primary. @throws Fault TIMEOUT */
+  #followed(timeoutMs: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const cancel = this.#environment.timers.after(timeoutMs, () => {
+        this.#changed = undefined
+        reject(
+          new Fault('TIMEOUT', 'both sides are secondaries: the other one has not come back', {
+            where: `group ${this.name}`,
+            remedy: 'see that it knows peer=, or promote one of the two; both hold the same data',
+          }),
+        )
+      })
+      this.#changed = () => {
+        if (this.#primary !== undefined || this.status().protection !== 'protected') return
+        this.#changed = undefined
+        cancel()
+        resolve()
+      }
+      this.#changed()
+    })
+  }
+
+  async resolveSplit(discard: 'local' | 'remote'): Promise<GroupStatus> {
+    if (discard === 'local' && this.#primary !== undefined)
+      await this.#stepDown('an operator has given up the changes of this side')
+    if (this.#primary === undefined) this.#secondary.discard(discard)
+    else this.#primary.discard(discard)
+    return this.status()
+  }
+
+  configure(changes: GroupChanges): GroupStatus {
+    this.#asPrimary().configure(changes)
+    return this.status()
+  }
+
+  async resync(): Promise<GroupStatus> {
+    await this.#asPrimary().copyAgain()
+    return this.status()
+  }
+
+  #asPrimary(): PrimarySide {
+    if (this.#primary !== undefined) return this.#primary
+    throw new Fault('NOT_PERMITTED', 'this side is a secondary', {
+      where: `group ${this.name}`,
+      remedy: 'run it on the primary',
+    })
+  }
+
+  setReplicating(on: boolean): void {
+    this.#replicating = on
+    this.#primary?.setReplicating(on)
+    if (this.#primary === undefined) this.#secondary.setReplicating(on)
+  }
+
+  take(link: Link, hello: Hello): LinkHandlers {
+    return this.#primary?.take(link, hello) ?? this.#secondary.take(link, hello)
+  }
+
+  /** The server is being shut down: what waits is refused, and so are commands. */
+  stop(): void {
+    this.#secondary.stop()
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    await this.#demoting?.catch(() => undefined)
+    if (this.#primary !== undefined) await this.#endPrimary(this.#primary)
+    try {
+      await this.#secondary.close()
+    } finally {
+      for (const regions of this.#regions) await regions.close()
+    }
+  }
+
+  /** What a primary knows exactly, the next process knows as well. */
+  async #endPrimary(primary: PrimarySide): Promise<void> {
+    await primary.end(new Fault('SHUTDOWN', 'the primary is shutting down', { where: this.name }))
+    try {
+      await primary.retain()
+      await this.#secondary.log.persist(primary.machine.state(true))
+    } catch (error) {
+      // What is remembered says too much then, as after a crash.
+      const { message } = asFault(error, 'IO', 'cannot remember what has changed')
+      this.#troubles.report('regions', message)
+    }
+  }
+
+  #firstLine(): ReplicaState {
+    const generation = this.#environment.newId()
+    return { ...FRESH, role: 'primary', generation, wrote: true, announced: 0 }
+  }
+
+  #announceRole({ role, term, checkpoint }: ReplicaState): void {
+    const configured = this.#settings.role
+    if (configured === (role === 'active' ? 'primary' : role)) return
+    this.#environment.logger.warn(
+      { group: this.name, configured, role, term, checkpoint },
+      `this side is ${role === 'secondary' ? 'a secondary' : 'the active copy'}, as it was when it was stopped, whatever its configured role`,
+    )
+  }
+
+  /** A primary begins, after a start. */
+  #serve(state: ReplicaState, shared: boolean): void {
+    this.#secondary.activate()
+    const changed = this.#regions.map((regions) => regions.ranges())
+    this.#become(state, shared, changed)
+  }
+
+  /** 15: what the guest here has changed goes into the image with the promote. */
+  #markLocal(): Promise<void> | undefined {
+    if (!this.#secondary.log.durable) return undefined
+    return this.#markRanges(this.#members.map(({ passive }) => [...passive.layers.localRanges()]))
+  }
+
+  async #markRanges(changed: readonly (readonly ChangedRange[])[]): Promise<void> {
+    for (const [index, regions] of this.#regions.entries())
+      for (const { at, length } of changed[index] ?? [])
+        if (!regions.has(at, length)) await regions.mark(at, length)
+  }
+
+  #promoted(state: ReplicaState): void {
+    this.#secondary.end('this side was promoted')
+    const changed = this.#members.map(({ passive }, index) => [
+      ...passive.layers.localRanges(),
+      ...(this.#regions[index]?.ranges() ?? []),
+    ])
+    this.#become(state, false, changed, () => this.#secondary.activate())
+  }
+
+  /** From the instant of this call the disks are a primary's. */
+  #become(
+    remembered: ReplicaState,
+    shared: boolean,
+    changed: readonly (readonly ChangedRange[])[],
+    activate?: () => void,
+  ): void {
+    for (const [index, { image }] of this.#members.entries()) image.track(this.#regions[index])
+    activate?.()
+    const primary = new PrimarySide({
+      settings: this.#settings,
+      environment: this.#environment,
+      replica: this.#secondary.replica,
+      dial: this.#dial,
+      troubles: this.#troubles,
+      ...{ remembered, shared },
+      disks: this.#members.map(({ name, active }, index) => {
+        const regions = this.#regions[index]
+        if (regions === undefined) throw new Error('a group has a map for each disk')
+        return { name, below: active, regions, changed: changed[index] ?? [] }
+      }),
+      persist: (state) => this.#secondary.log.persist(state),
+      stepDown: (reason) => {
+        void this.#stepDown(reason).catch((error: unknown) => {
+          this.#troubles.report('role', asFault(error, 'IO', 'cannot step down').message)
+        })
+      },
+    })
+    this.#primary = primary
+    for (const [index, { disk, passive }] of this.#members.entries()) {
+      const device = primary.disks[index]
+      if (device === undefined) continue
+      disk.use(device)
+      passive.yieldTo(device)
+    }
+    if (!this.#replicating) primary.setReplicating(false)
+    primary.start()
+  }
+
+  #follow(state: ReplicaState, changed?: readonly (readonly ChangedRange[])[]): void {
+    this.#secondary.follow(state, changed)
+    if (!this.#replicating) this.#secondary.setReplicating(false)
+  }
+
+  /** @param decided called when the role is given up, durably, and the link is still there */
+  #stepDown(reason: string, decided?: () => void): Promise<void> {
+    this.#demoting ??= this.#becomeSecondary(reason, decided).finally(() => {
+      this.#demoting = undefined
+    })
+    return this.#demoting
+  }
+
+  async #becomeSecondary(reason: string, decided?: () => void): Promise<void> {
+    const primary = this.#primary
+    if (primary === undefined) return
+    this.#environment.logger.warn({ group: this.name, reason }, 'becoming a secondary')
+    const fault = new Fault('NOT_PERMITTED', `this side is being demoted: ${reason}`, {
+      where: this.name,
+    })
+    if (decided === undefined) await primary.end(fault)
+    else await primary.retire(fault)
+    await this.#secondary.drained()
+    for (const { image } of this.#members) await image.flush()
+    const state: ReplicaState = { ...primary.machine.state(true), role: 'secondary' }
+    const changed = primary.changes()
+    await this.#secondary.log.persist(state)
+    decided?.()
+    if (decided !== undefined) await primary.end(fault)
+    for (const { image, disk, passive } of this.#members) {
+      image.track(undefined)
+      disk.use(passive)
+    }
+    this.#primary = undefined
+    this.#secondary.log.follow()
+    this.#follow(state, changed)
+    this.#environment.onEvent({
+      event: 'REPLICATION_ROLE',
+      data: { group: this.name, role: 'secondary', term: state.term },
+    })
+  }
+}
