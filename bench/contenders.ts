@@ -4,7 +4,7 @@ import path from 'node:path'
 import { startChild } from '../test/support/child.ts'
 import { nbdUri, serveColotap } from '../test/support/colotap.ts'
 import { tempDirectory, type Scope } from '../test/support/scope.ts'
-import { untilConnects } from './listening.ts'
+import { untilConnects } from '../test/support/listening.ts'
 import { COLOTAP } from './table.ts'
 
 /** Starts a server on the image; gives the URI of its export. */

@@ -5,13 +5,18 @@
 
 import path from 'node:path'
 import { mustRun } from '../test/support/child.ts'
+import {
+  checkQemu,
+  startLoneQemu,
+  startQemuPair,
+  type QemuPair,
+} from '../test/support/qemu-pair.ts'
 import { ProgramScope, tempDirectory, type Scope } from '../test/support/scope.ts'
 import { startColotapPair } from './colotap-pair.ts'
 import { colotapOn } from './contenders.ts'
 import type { Effort } from './effort.ts'
 import type { Workload } from './fio.ts'
 import type { Pair } from './pair.ts'
-import { startLoneQemu, startQemuPair } from './qemu-pair.ts'
 import { COLOTAP } from './table.ts'
 
 export const MIB = 1024 ** 2
@@ -65,7 +70,7 @@ const LONE: readonly Subject[] = [
 const QEMU_PAIR: Subject = {
   name: QEMU,
   start: async (scope, directory) =>
-    startQemuPair(scope, ...(await images(scope, directory)), IMAGE_SIZE),
+    measured(await startQemuPair(scope, ...(await images(scope, directory)), IMAGE_SIZE)),
 }
 
 const COLOTAP_PAIR: Subject = {
@@ -85,6 +90,20 @@ async function colotapPair(scope: Scope, directory: string, settings?: string[])
 async function loneColotap(scope: Scope, directory: string): Promise<Pair> {
   const aio = colotapOn((image) => `aio:${image}`)
   return alone(await aio.start(scope, (await images(scope, directory))[0]))
+}
+
+function measured(pair: QemuPair): Pair {
+  return {
+    uri: pair.uri,
+    async checkpoint() {
+      const started = performance.now()
+      await pair.checkpoint()
+      const milliseconds = performance.now() - started
+      await checkQemu(pair.primary)
+      return { milliseconds }
+    },
+    durable: () => Promise.resolve(false),
+  }
 }
 
 function alone(uri: string): Pair {

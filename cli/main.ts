@@ -19,6 +19,7 @@ import {
 } from './command-line.ts'
 import { demo } from './demo.ts'
 import { serve } from './serve.ts'
+import { soak } from './soak.ts'
 import { version } from './version.ts'
 
 const SUBCOMMANDS: readonly Subcommand[] = [
@@ -34,6 +35,7 @@ const SUBCOMMANDS: readonly Subcommand[] = [
   set,
   events,
   demo,
+  soak,
   version,
 ]
 

@@ -21,7 +21,7 @@ import {
   type DiskState,
   type Filesystem,
 } from './filesystem.ts'
-import { freePort, ServerProcess } from './server-process.ts'
+import { freePort, ServerProcess } from '../server-process.ts'
 
 /** The ring and, behind it, a corner that only the secondary's own guest uses. */
 const DATA_SIZE = RING_SIZE + 1 * MiB
@@ -240,7 +240,7 @@ async function killInMidWrite(
       acknowledged += 1
       if (acknowledged * 2 < writes.length || killedMs > 0) continue
       killedMs = performance.now()
-      server.kill()
+      server.signal('SIGKILL')
     }
   }
   // The guest dies with its host: its writes under way fail, and that is all there is to say about them.

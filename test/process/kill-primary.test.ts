@@ -8,7 +8,7 @@
 import t from 'tap'
 import { DISKS, judge, startWorkloads, takeCheckpoints } from '../support/block-workload.ts'
 import { killRounds } from '../support/kill-rounds.ts'
-import { below, seededRandom } from '../support/random.ts'
+import { below, seededRandom } from '../../core/seeded-random.ts'
 import { linkLost, startPair } from '../support/replica-pair.ts'
 import { ProgramScope } from '../support/scope.ts'
 

@@ -9,7 +9,7 @@ import { readFile } from 'node:fs/promises'
 import t from 'tap'
 import { DISKS, judge, startWorkloads, takeCheckpoints } from '../support/block-workload.ts'
 import { killRounds } from '../support/kill-rounds.ts'
-import { below, seededRandom } from '../support/random.ts'
+import { below, seededRandom } from '../../core/seeded-random.ts'
 import {
   groupState,
   protection,

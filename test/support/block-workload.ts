@@ -1,9 +1,11 @@
 /** A guest that writes two disks of a pair without pause, and the judge of what is found after a crash. */
 
 import { readFile } from 'node:fs/promises'
+import { setImmediate as turn } from 'node:timers/promises'
 import { NbdClient } from '../../nbd/client.ts'
-import { BlockHistory, type Bounds } from './block-history.ts'
-import { below, seededRandom, type Random } from './random.ts'
+import { BlockHistory, type Bounds } from '../../cli/soak/block-history.ts'
+import { Workload } from '../../cli/soak/workload.ts'
+import { below, seededRandom, type Random } from '../../core/seeded-random.ts'
 import { groupState, type ReplicaHost } from './replica-pair.ts'
 
 const BLOCK = 4096
@@ -19,72 +21,6 @@ export const DISKS: Readonly<Record<string, number>> = {
 /** What each checkpoint may hold, by its number and the disk. */
 export type Checkpoints = Map<number, readonly Bounds[]>
 
-/** One disk of the primary with its writers. */
-export class Workload {
-  readonly history = new BlockHistory(BLOCKS, BLOCK)
-  readonly #client: NbdClient
-  readonly #random: Random
-  #writes = 0
-  #stopped = false
-  #gate: Promise<void> | undefined
-  #onWrite: (writes: number) => void
-
-  constructor(client: NbdClient, random: Random, onWrite: (writes: number) => void) {
-    this.#client = client
-    this.#random = random
-    this.#onWrite = onWrite
-  }
-
-  /** Writes until the disk is gone. */
-  async run(): Promise<void> {
-    await Promise.all(Array.from({ length: LANES }, () => this.#lane()))
-  }
-
-  /** Lets no new write begin until `done` resolves: a paused guest. */
-  pause(done: Promise<void>): void {
-    this.#gate = done
-  }
-
-  abandon(): void {
-    this.#client.abandon()
-  }
-
-  /** Begins no more writes; run() ends when those under way have. */
-  stop(): void {
-    this.#stopped = true
-  }
-
-  async #lane(): Promise<void> {
-    while (!this.#stopped) {
-      await this.#gate
-      const block = this.#idleBlock()
-      try {
-        await this.#write(block)
-      } catch {
-        return
-      }
-      this.history.acknowledge(block)
-      this.#writes += 1
-      this.#onWrite(this.#writes)
-    }
-  }
-
-  #idleBlock(): number {
-    for (;;) {
-      const block = below(this.#random, BLOCKS)
-      if (this.history.idle(block)) return block
-    }
-  }
-
-  #write(block: number): Promise<void> {
-    const kind = this.#random()
-    const content = this.history.issue(block, kind < 0.15)
-    if (content !== undefined) return this.#client.write(content, block * BLOCK)
-    if (kind < 0.08) return this.#client.zero(block * BLOCK, BLOCK)
-    return this.#client.trim(block * BLOCK, BLOCK)
-  }
-}
-
 async function attach(host: ReplicaHost, name: string): Promise<NbdClient> {
   return NbdClient.connect({
     address: { kind: 'unix', path: host.server.socket },
@@ -99,11 +35,23 @@ export async function startWorkloads(
   onWrite: (writes: number) => void,
 ): Promise<{ workloads: Workload[]; ended: Promise<void> }> {
   const workloads: Workload[] = []
+  const violations: string[] = []
   for (const name of Object.keys(DISKS)) {
     const client = await attach(primary, name)
-    workloads.push(new Workload(client, seededRandom(below(random, 2 ** 32)), onWrite))
+    workloads.push(
+      new Workload({
+        ...{ client, onWrite, lanes: LANES, blocks: BLOCKS },
+        history: new BlockHistory(BLOCKS, BLOCK, workloads.length),
+        random: seededRandom(below(random, 2 ** 32)),
+        onViolation: (violation) => violations.push(violation),
+      }),
+    )
   }
-  const ended = Promise.all(workloads.map((workload) => workload.run())).then(() => undefined)
+  const ended = Promise.all(workloads.map((workload) => workload.run())).then(() => {
+    if (violations[0] !== undefined) throw new Error(violations[0])
+  })
+  // Whoever awaits the end hears of it; until then it is no unhandled rejection.
+  ended.catch(() => undefined)
   return { workloads, ended }
 }
 
@@ -123,11 +71,7 @@ export async function takeCheckpoints(
   for (const { acknowledged } of empty) acknowledged.fill(0)
   const checkpoints: Checkpoints = new Map([[0, empty]])
   for (let number = 1; ; number += 1) {
-    let resume: () => void = () => undefined
-    if (pauses) {
-      const gate = new Promise<void>((resolve) => (resume = resolve))
-      for (const workload of workloads) workload.pause(gate)
-    }
+    const resumes = pauses ? workloads.map((workload) => workload.hold()) : []
     const acknowledged = workloads.map(({ history }) => history.acknowledged())
     let confirmed = 0
     try {
@@ -140,7 +84,9 @@ export async function takeCheckpoints(
       acknowledged: acknowledged[index]!,
       issued: history.issued(),
     }))
-    resume()
+    for (const resume of resumes) resume()
+    // A guest that goes on does something before it is paused again.
+    await turn()
     checkpoints.set(confirmed === 0 ? number : confirmed, bounds)
     if (confirmed === 0) return checkpoints
     if (confirmed !== number)

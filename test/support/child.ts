@@ -114,6 +114,11 @@ export class Child {
     await this.until(`print "${line}"`, () => this.#stdout.split('\n').slice(0, -1).includes(line))
   }
 
+  /** Resolves once standard output contains `text`. */
+  async showed(text: string): Promise<void> {
+    await this.until(`print "${text}"`, () => this.#stdout.includes(text))
+  }
+
   /** Resolves once standard error contains `text`. */
   async complained(text: string): Promise<void> {
     await this.until(`log "${text}"`, () => this.#stderr.includes(text))

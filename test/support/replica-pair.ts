@@ -1,6 +1,6 @@
 /** Two colotap servers that replicate one group of disks, as processes of their own. */
 
-import { mkdir } from 'node:fs/promises'
+import { mkdir, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { serveColotap, type ColotapServer, type ServeOptions } from './colotap.ts'
 import { createEmptyImage } from './images.ts'
@@ -35,18 +35,20 @@ export async function startPair(scope: Scope, options: PairOptions): Promise<Rep
   const [port, back] = await freePorts(2)
   if (port === undefined || back === undefined) throw new Error('no free port')
   const directory = await tempDirectory(scope)
-  const secondary = await startHost(scope, options, directory, 'secondary', port, back)
-  const primary = await startHost(scope, options, directory, 'primary', port, back)
+  const secondary = await startHost(scope, options, directory, 'secondary', port, {}, back)
+  const primary = await startHost(scope, options, directory, 'primary', port, {}, back)
   await protection(primary.qmp, 'protected')
   return { port, primary, secondary }
 }
 
+/** @param contents of the images, by disk; the others are empty */
 export async function startHost(
   scope: Scope,
   { mode, disks, settings = [] }: PairOptions,
   parent: string,
   role: 'primary' | 'secondary',
   port: number,
+  contents: Readonly<Record<string, Buffer>> = {},
   /** Where the primary listens when the roles are exchanged. */
   back?: number,
 ): Promise<ReplicaHost> {
@@ -56,7 +58,9 @@ export async function startHost(
   const exports: Record<string, string> = {}
   for (const [name, size] of Object.entries(disks)) {
     const image = path.join(directory, `${name}.img`)
-    await createEmptyImage(image, size)
+    const content = contents[name]
+    if (content === undefined) await createEmptyImage(image, size)
+    else await writeFile(image, content)
     images[name] = image
     const exchange = role === 'primary' ? 'listen' : 'peer'
     const query = [

@@ -1,4 +1,4 @@
-/** A small generator of numbers from a seed, so that a failed run can be repeated (mulberry32). */
+/** A small generator of numbers from a seed, so that a run can be repeated (mulberry32). */
 
 export type Random = () => number
 

@@ -6,18 +6,37 @@
 
 import { access, constants } from 'node:fs/promises'
 import path from 'node:path'
-import { mustRun, startChild } from '../test/support/child.ts'
-import { nbdUri } from '../test/support/colotap.ts'
-import { QmpClient } from '../test/support/qmp.ts'
-import { freePorts, tempDirectory, type Scope } from '../test/support/scope.ts'
+import { mustRun, startChild, type Child } from './child.ts'
+import { nbdUri } from './colotap.ts'
 import { untilConnects } from './listening.ts'
-import type { Pair } from './pair.ts'
+import { QmpClient } from './qmp.ts'
+import { freePorts, tempDirectory, type Scope } from './scope.ts'
+
+export interface QemuHost {
+  readonly child: Child
+  readonly qmp: QmpClient
+}
+
+export interface QemuPair {
+  readonly primary: QemuHost
+  readonly secondary: QemuHost
+  /** The primary's guest disk, over NBD. */
+  readonly uri: string
+  readonly socket: string
+  /** The secondary's NBD server: `parent0` is where the primary writes, `child0` what its own guest sees. */
+  readonly secondaryPort: number
+  /** As libxl does it: both sides are told; on the primary there is nothing to do. */
+  checkpoint(): Promise<void>
+}
+
+/** The name under which disks are exported over NBD. */
+const EXPORT = 'disk'
 
 /** The primary's disk without replication: a quorum of one, so that only the replication differs. */
 export async function startLoneQemu(scope: Scope, image: string): Promise<string> {
   const directory = path.dirname(image)
-  const qemu = await startQemu(scope, directory, 'lone', primaryDrive(image))
-  return exportOverNbd(qemu, directory, 'lone')
+  const { qmp } = await startQemu(scope, directory, 'lone', primaryDrive(image))
+  return nbdUri(await exportOverNbd(qmp, directory, 'lone'), EXPORT)
 }
 
 export async function startQemuPair(
@@ -25,39 +44,55 @@ export async function startQemuPair(
   primaryImage: string,
   secondaryImage: string,
   size: number,
-): Promise<Pair> {
+): Promise<QemuPair> {
+  const pair = await startIdleQemuPair(scope, primaryImage, secondaryImage, size)
+  await pair.secondary.qmp.execute('xen-set-replication', { enable: true, primary: false })
+  await pair.primary.qmp.execute('xen-set-replication', { enable: true, primary: true })
+  return pair
+}
+
+/** The same before replication was started. */
+export async function startIdleQemuPair(
+  scope: Scope,
+  primaryImage: string,
+  secondaryImage: string,
+  size: number,
+): Promise<QemuPair> {
   const directory = path.dirname(primaryImage)
-  const [port] = (await freePorts(1)).map(String)
+  const [port] = await freePorts(1)
+  if (port === undefined) throw new Error('no free port')
   const secondary = await startSecondary(scope, directory, secondaryImage, size)
-  await secondary.execute('nbd-server-start', {
-    addr: { type: 'inet', data: { host: '127.0.0.1', port } },
+  await secondary.qmp.execute('nbd-server-start', {
+    addr: { type: 'inet', data: { host: '127.0.0.1', port: String(port) } },
   })
-  await secondary.execute('nbd-server-add', { device: 'parent0', writable: true })
+  for (const device of ['parent0', 'child0'])
+    await secondary.qmp.execute('nbd-server-add', { device, writable: true })
 
   const primary = await startQemu(scope, directory, 'primary', primaryDrive(primaryImage))
-  await primary.execute('human-monitor-command', {
+  await primary.qmp.execute('human-monitor-command', {
     'command-line': `drive_add -n buddy ${[
       ...['driver=replication', 'mode=primary', 'node-name=replication0', 'file.driver=nbd'],
-      ...['file.host=127.0.0.1', `file.port=${port ?? ''}`, 'file.export=parent0'],
+      ...['file.host=127.0.0.1', `file.port=${port}`, 'file.export=parent0'],
     ].join(',')}`,
   })
-  await primary.execute('x-blockdev-change', { parent: 'disk0', node: 'replication0' })
-  await secondary.execute('xen-set-replication', { enable: true, primary: false })
-  await primary.execute('xen-set-replication', { enable: true, primary: true })
+  await primary.qmp.execute('x-blockdev-change', { parent: 'disk0', node: 'replication0' })
+  const socket = await exportOverNbd(primary.qmp, directory, 'primary')
   return {
-    uri: await exportOverNbd(primary, directory, 'primary'),
+    ...{ primary, secondary, socket, uri: nbdUri(socket, EXPORT), secondaryPort: port },
     async checkpoint() {
-      const started = performance.now()
-      // The order of libxl: both sides are told; on the primary there is nothing to do.
-      await secondary.execute('xen-colo-do-checkpoint')
-      await primary.execute('xen-colo-do-checkpoint')
-      const milliseconds = performance.now() - started
-      const status = (await primary.execute('query-xen-replication-status')) as { error: boolean }
-      if (status.error) throw new Error('QEMU reports a replication error')
-      return { milliseconds }
+      await secondary.qmp.execute('xen-colo-do-checkpoint')
+      await primary.qmp.execute('xen-colo-do-checkpoint')
     },
-    durable: () => Promise.resolve(false),
   }
+}
+
+/** @throws Error when QEMU reports a replication error on that side */
+export async function checkQemu({ qmp }: QemuHost): Promise<void> {
+  const { error, desc } = (await qmp.execute('query-xen-replication-status')) as {
+    error: boolean
+    desc?: string
+  }
+  if (error) throw new Error(`QEMU reports a replication error: ${desc ?? ''}`)
 }
 
 function primaryDrive(image: string): string[] {
@@ -76,7 +111,7 @@ async function startSecondary(
   directory: string,
   image: string,
   size: number,
-): Promise<QmpClient> {
+): Promise<QemuHost> {
   const buffers = await bufferDirectory(scope, directory)
   const [active, hidden] = ['active', 'hidden'].map((name) => path.join(buffers, `${name}.qcow2`))
   for (const file of [active, hidden]) {
@@ -109,19 +144,20 @@ async function startQemu(
   directory: string,
   name: string,
   disks: string[],
-): Promise<QmpClient> {
+): Promise<QemuHost> {
   const socket = path.join(directory, `${name}.qmp`)
-  const qemu = startChild(scope, 'qemu-system-x86_64', [
+  const child = startChild(scope, 'qemu-system-x86_64', [
     ...['-S', '-nodefaults', '-display', 'none', '-machine', 'none'],
     ...['-qmp', `unix:${socket},server=on,wait=off`, ...disks],
   ])
-  await untilConnects(qemu, socket)
-  return QmpClient.connect(scope, socket)
+  await untilConnects(child, socket)
+  return { child, qmp: await QmpClient.connect(scope, socket) }
 }
 
+/** @returns the path of the NBD socket */
 async function exportOverNbd(qemu: QmpClient, directory: string, name: string): Promise<string> {
   const socket = path.join(directory, `${name}.nbd`)
   await qemu.execute('nbd-server-start', { addr: { type: 'unix', data: { path: socket } } })
-  await qemu.execute('nbd-server-add', { device: 'disk0', name: 'disk', writable: true })
-  return nbdUri(socket, 'disk')
+  await qemu.execute('nbd-server-add', { device: 'disk0', name: EXPORT, writable: true })
+  return socket
 }

@@ -2,7 +2,7 @@
 
 import net from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { Child } from '../test/support/child.ts'
+import type { Child } from './child.ts'
 
 const PATIENCE_MS = 30_000
 const POLL_MS = 20
