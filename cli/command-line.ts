@@ -26,6 +26,7 @@ export interface Terminal {
   print(text: string): void
   readonly env: Readonly<Record<string, string | undefined>>
   readonly uid: number
+  readonly pid: number
 }
 
 export interface Subcommand {

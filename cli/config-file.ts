@@ -27,6 +27,9 @@ export interface ServeConfig {
   readonly logLevel?: string
   readonly readOnly?: boolean
   readonly insecure?: boolean
+  readonly maxConnections?: number
+  readonly handshakeTimeoutMs?: number
+  readonly idleTimeoutMs?: number
 }
 
 const KEYS = {
@@ -36,6 +39,9 @@ const KEYS = {
   'log-level': 'string',
   'read-only': 'boolean',
   insecure: 'boolean',
+  'max-connections': 'number',
+  'handshake-timeout-ms': 'number',
+  'idle-timeout-ms': 'number',
   export: 'array',
 } as const
 
@@ -46,13 +52,15 @@ const EXPORT_KEYS = {
   'read-only': 'boolean',
 } as const
 
-type Kind = 'string' | 'boolean' | 'array'
+type Kind = 'string' | 'boolean' | 'number' | 'array'
 type Kinds = Readonly<Record<string, Kind>>
 type ValueOf<K extends Kind> = K extends 'string'
   ? string
   : K extends 'boolean'
     ? boolean
-    : unknown[]
+    : K extends 'number'
+      ? number
+      : unknown[]
 type Checked<K extends Kinds> = { readonly [Key in keyof K]?: ValueOf<K[Key]> }
 
 /** @throws Fault when the file cannot be read, is no TOML, or says what is not understood. */
@@ -82,6 +90,9 @@ export function parseConfig(text: string, path: string): ServeConfig {
     ...present('logLevel', top['log-level']),
     ...present('readOnly', top['read-only']),
     ...present('insecure', top.insecure),
+    ...present('maxConnections', top['max-connections']),
+    ...present('handshakeTimeoutMs', top['handshake-timeout-ms']),
+    ...present('idleTimeoutMs', top['idle-timeout-ms']),
   }
 }
 

@@ -49,6 +49,7 @@ export async function main(args: readonly string[] = process.argv.slice(2)): Pro
     print: (text) => process.stdout.write(`${text}\n`),
     env: process.env,
     uid: process.getuid?.() ?? -1,
+    pid: process.pid,
   }
   const { code, complaint } = await outcome(args, terminal)
   if (complaint !== undefined) process.stderr.write(`colotap: ${complaint}\n`)

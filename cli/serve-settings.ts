@@ -3,13 +3,15 @@
  * Lists of the two add up; for everything else the flag wins.
  */
 
-import { isLoopback } from '../core/address.ts'
 import { Fault } from '../core/fault.ts'
-import { formatListenAddress, parseListenAddress, type ListenAddress } from '../nbd/address.ts'
+import { parseListenSpec, type ListenPlace } from '../nbd/listen-place.ts'
+import type { ServerLimits } from '../nbd/server.ts'
 import { usageError, type Given, type Subcommand, type Terminal } from './command-line.ts'
 import type { ExportConfig, ServeConfig } from './config-file.ts'
 import { defaultControlPath } from './control-socket.ts'
+import { listenPlaces, refuseExposure } from './listen-settings.ts'
 import { defaultStateDir } from './state-dir.ts'
+import { inheritedSockets } from './systemd.ts'
 
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const
 export type LogLevel = (typeof LOG_LEVELS)[number]
@@ -23,7 +25,9 @@ export interface ExportSettings {
 
 export interface ServeSettings {
   readonly exports: readonly ExportSettings[]
-  readonly listen: readonly ListenAddress[]
+  readonly listen: readonly ListenPlace[]
+  /** What was said of the limits on NBD clients. */
+  readonly limits: Partial<ServerLimits>
   readonly control: string
   /** The folder below which each group that needs one has a folder of its own. */
   readonly stateDir: string
@@ -32,8 +36,12 @@ export interface ServeSettings {
   readonly insecure: boolean
 }
 
-/** The protocol's limit on a name (NBD, "String values"), in bytes. */
-const LONGEST_NAME = 4096
+/** The protocol's limit on a name or a description (NBD, "String values"), in bytes. */
+const LONGEST_STRING = 4096
+/** A day: longer than anybody waits for a client. */
+const LONGEST_MS = 86_400_000
+/** More would leave each client less memory than its smallest request takes. */
+const MOST_CONNECTIONS = 10_000
 
 /** @throws UsageError or Fault */
 export function settingsOf(
@@ -51,23 +59,25 @@ export function settingsOf(
       .values('export')
       .map((text) => ofFlag(command, () => exportSettings(parseExport(command, text), readOnly))),
   ]
-  const listen = [
-    ...config.listen.map(parseListenAddress),
-    ...given.values('listen').map((text) => ofFlag(command, () => parseListenAddress(text))),
+  const specs = [
+    ...config.listen.map(parseListenSpec),
+    ...given.values('listen').map((text) => ofFlag(command, () => parseListenSpec(text))),
   ]
   const level = given.value('log-level')
   if (exports.length === 0) {
     throw usageError(command, 'nothing to serve: give --export NAME=PIPELINE or --config FILE')
   }
-  if (listen.length === 0) {
+  if (specs.length === 0) {
     throw usageError(command, 'nowhere to serve: give --listen unix:PATH or --listen tcp:HOST:PORT')
   }
   refuseTwins(exports)
-  if (!insecure) for (const address of listen) refuseExposure(address)
+  const listen = listenPlaces(specs, inheritedSockets(terminal.env, terminal.pid))
+  if (!insecure) for (const place of listen) refuseExposure(place)
   return {
     exports,
     listen,
     insecure,
+    limits: limitsOf(command, given, config),
     control: given.value('control') ?? config.control ?? defaultControlPath(terminal),
     stateDir: given.value('state-dir') ?? config.stateDir ?? defaultStateDir(terminal),
     logLevel:
@@ -98,12 +108,17 @@ function exportSettings(config: ExportConfig, allReadOnly: boolean): ExportSetti
   if (wrong !== undefined) {
     throw new Fault('INVALID', `an export's name ${wrong}`, { where: `${name}=${pipeline}` })
   }
+  if (Buffer.byteLength(description) > LONGEST_STRING || description.includes('\0')) {
+    throw new Fault('INVALID', `the description is no text of at most ${LONGEST_STRING} bytes`, {
+      where: `export "${name}"`,
+    })
+  }
   return { name, pipeline, description, readOnly: readOnly || allReadOnly }
 }
 
 function objectionToName(name: string): string | undefined {
   if (name === '') return 'must not be empty'
-  if (Buffer.byteLength(name) > LONGEST_NAME) return `is longer than ${LONGEST_NAME} bytes`
+  if (Buffer.byteLength(name) > LONGEST_STRING) return `is longer than ${LONGEST_STRING} bytes`
   if (/\p{Cc}/u.test(name)) return 'must not contain control characters'
   return undefined
 }
@@ -120,13 +135,28 @@ function refuseTwins(exports: readonly ExportSettings[]): void {
   }
 }
 
-function refuseExposure(address: ListenAddress): void {
-  if (address.kind === 'unix' || isLoopback(address.host)) return
-  throw new Fault('NOT_PERMITTED', 'NBD would be served beyond this machine without encryption', {
-    where: formatListenAddress(address),
-    remedy:
-      'listen on loopback or a unix socket behind a tunnel, or accept the risk with --insecure',
-  })
+function limitsOf(command: Subcommand, given: Given, config: ServeConfig): Partial<ServerLimits> {
+  const limit = (name: string, ofFile: number | undefined, most: number): number | undefined => {
+    const text = given.value(name)
+    return text === undefined
+      ? ofFile === undefined
+        ? undefined
+        : wholeNumber(name, ofFile, most)
+      : ofFlag(command, () => wholeNumber(`--${name}`, Number(text), most))
+  }
+  const connections = limit('max-connections', config.maxConnections, MOST_CONNECTIONS)
+  const handshakeMs = limit('handshake-timeout-ms', config.handshakeTimeoutMs, LONGEST_MS)
+  const idleMs = limit('idle-timeout-ms', config.idleTimeoutMs, LONGEST_MS)
+  return {
+    ...(connections === undefined ? {} : { connections }),
+    ...(handshakeMs === undefined ? {} : { handshakeMs }),
+    ...(idleMs === undefined ? {} : { idleMs }),
+  }
+}
+
+function wholeNumber(name: string, value: number, most: number): number {
+  if (Number.isInteger(value) && value >= 1 && value <= most) return value
+  throw new Fault('INVALID', `${name} is no whole number`, { remedy: `give one from 1 to ${most}` })
 }
 
 function logLevel(text: string): LogLevel {

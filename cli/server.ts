@@ -17,16 +17,20 @@ import { MiB } from '../core/units.ts'
 import type { Driver } from '../drivers/driver.ts'
 import { openPipeline } from '../drivers/open.ts'
 import { ReplicationRegistry } from '../drivers/replication-registry.ts'
-import type { ListenAddress } from '../nbd/address.ts'
 import type { Export, ExportTable } from '../nbd/export.ts'
+import type { ListenPlace } from '../nbd/listen-place.ts'
 import { NbdServer } from '../nbd/server.ts'
+import { refuseExposure } from './listen-settings.ts'
 import type { ExportSettings, ServeSettings } from './serve-settings.ts'
 
 /** Payloads and replies of all NBD clients together; taken from the system as it is needed. */
 const POOL = 512 * MiB
 
 interface ServerOptions {
-  readonly settings: Pick<ServeSettings, 'exports' | 'listen' | 'control' | 'stateDir' | 'insecure'>
+  readonly settings: Pick<
+    ServeSettings,
+    'exports' | 'listen' | 'limits' | 'control' | 'stateDir' | 'insecure'
+  >
   readonly drivers: readonly Driver[]
   readonly logger: Logger
   /** A client asks for the end, by the command `quit`. */
@@ -51,7 +55,12 @@ export class Server implements ControlContext {
       insecure: settings.insecure,
       stateDir: settings.stateDir,
     })
-    this.#nbd = new NbdServer({ exports: this.#table(), pool: new BufferPool(POOL), logger })
+    this.#nbd = new NbdServer({
+      exports: this.#table(),
+      pool: new BufferPool(POOL),
+      logger,
+      limits: settings.limits,
+    })
     this.#control = new QmpServer({
       path: settings.control,
       context: this,
@@ -75,7 +84,7 @@ export class Server implements ControlContext {
   }
 
   /** Where NBD is served, with the ports that the system chose. */
-  get addresses(): readonly ListenAddress[] {
+  get addresses(): readonly ListenPlace[] {
     return this.#nbd.addresses
   }
 
@@ -107,7 +116,11 @@ export class Server implements ControlContext {
     const { settings } = this.#options
     for (const each of settings.exports) this.#exports.set(each.name, await this.#open(each))
     await this.#registry.start()
-    for (const address of settings.listen) await this.#nbd.listen(address)
+    for (const place of settings.listen) {
+      const bound = await this.#nbd.listen(place)
+      // What systemd opened is known only now.
+      if (!settings.insecure) refuseExposure(bound)
+    }
     await this.#control.listen()
   }
 

@@ -48,6 +48,24 @@ export interface Extent {
   readonly kind: ExtentKind
 }
 
+/** A stretch of the disk, and what a map says of it. */
+export interface MapExtent {
+  readonly at: number
+  readonly length: number
+  readonly value: number
+}
+
+/** Extents that tile the range from `at`, in order, whatever its alignment; may stop early but covers at least one byte. */
+export type BlockMap = (at: number, length: number) => MaybePromise<MapExtent[]>
+
+/** What some devices know of their blocks beyond status(). */
+export interface BlockMaps {
+  /** 1: changed since the last checkpoint, or possibly so; 0: not changed. */
+  readonly dirty?: BlockMap
+  /** The layer of a backing chain that the content comes from: 1 is the topmost; 0: from none, it reads as zeroes. */
+  readonly depth?: BlockMap
+}
+
 export interface BlockDevice {
   /** May change after resize(): read it anew for each request. */
   readonly geometry: Geometry
@@ -63,6 +81,10 @@ export interface BlockDevice {
   flush(): MaybePromise<void>
   /** Extents that tile the range from `at`, in order; may stop early but covers at least one byte. */
   status(at: number, length: number): MaybePromise<Extent[]>
+  /** Prepares to read the range soon; changes nothing else. There wherever `can.cache` says so. */
+  cache?(at: number, length: number): MaybePromise<void>
+  /** The same maps from open to close. A layer that moves no blocks passes on those of the device below. */
+  readonly maps?: BlockMaps | undefined
   /** New size in bytes. */
   resize(size: number): Promise<void>
   /** Ends every use; waits for requests in flight; idempotent. */

@@ -13,22 +13,48 @@ import { KiB, MiB } from './units.ts'
 const SMALLEST = 4 * KiB
 const SLAB = 1 * MiB
 
+/** A part of a slot, as a Buffer object that is made once for requests alike. */
+class Part {
+  at = 0
+  bytes: Buffer
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes
+  }
+}
+
 /** A piece of pooled memory. `bytes` is the whole size class; use `first(length)` for the part that was asked for. */
 export class PoolSlot {
   readonly bytes: Buffer
   /** Held by somebody; only the pool changes it. */
   held = false
-  #part: Buffer
+  /** A request uses at most two parts: its data, and its data behind a header. */
+  #recent: Part
+  #other: Part
 
   constructor(bytes: Buffer) {
     this.bytes = bytes
-    this.#part = bytes
+    this.#recent = new Part(bytes)
+    this.#other = new Part(bytes)
   }
 
-  /** The first `length` bytes, as one Buffer object that is kept for equal lengths. */
+  /** The first `length` bytes. */
   first(length: number): Buffer {
-    if (this.#part.length !== length) this.#part = this.bytes.subarray(0, length)
-    return this.#part
+    return this.part(0, length)
+  }
+
+  /** `length` bytes from `at`. */
+  part(at: number, length: number): Buffer {
+    let part = this.#recent
+    if (part.at === at && part.bytes.length === length) return part.bytes
+    part = this.#other
+    this.#other = this.#recent
+    this.#recent = part
+    if (part.at !== at || part.bytes.length !== length) {
+      part.at = at
+      part.bytes = this.bytes.subarray(at, at + length)
+    }
+    return part.bytes
   }
 }
 

@@ -15,6 +15,8 @@ import {
   FAST_ZERO,
   FUA,
   type BlockDevice,
+  type BlockMap,
+  type BlockMaps,
   type Capabilities,
   type Extent,
   type Geometry,
@@ -41,6 +43,7 @@ export class Guard implements BlockDevice {
   /** The geometry below that #geometry was made of. */
   #seen: Geometry
   readonly #can: Capabilities
+  readonly maps: BlockMaps
   #inFlight = 0
   /** Told when the last request in flight ends. */
   #idle: (() => void) | undefined
@@ -64,6 +67,8 @@ export class Guard implements BlockDevice {
       fastZero: can.zero && can.fastZero && !this.#readOnly,
       resize: can.resize && !this.#readOnly,
     }
+    const maps = Object.entries(below.maps ?? {}) as [keyof BlockMaps, BlockMap][]
+    this.maps = Object.fromEntries(maps.map(([name, map]) => [name, this.#guarded(map)]))
   }
 
   get geometry(): Geometry {
@@ -151,6 +156,16 @@ export class Guard implements BlockDevice {
     return this.#track(this.#edges.status(at, length))
   }
 
+  cache(at: number, length: number): MaybePromise<void> {
+    if (this.#gate !== undefined) return this.#gate.then(() => this.cache(at, length))
+    const { size, block } = this.#below.geometry
+    this.#admit(at, length, size, 'INVALID')
+    if (!this.#can.cache) throw new Fault('NOT_SUPPORTED', 'this disk has nothing to read ahead of')
+    const start = Math.floor(at / block.min) * block.min
+    const end = Math.min(Math.ceil((at + length) / block.min) * block.min, size)
+    return this.#track(this.#below.cache?.(start, end - start))
+  }
+
   async resize(size: number): Promise<void> {
     this.#refuseAfterClose()
     if (this.#readOnly) throw readOnlyFault()
@@ -170,6 +185,15 @@ export class Guard implements BlockDevice {
   close(): Promise<void> {
     this.#closed ??= this.#finish()
     return this.#closed
+  }
+
+  #guarded(map: BlockMap): BlockMap {
+    const guarded: BlockMap = (at, length) => {
+      if (this.#gate !== undefined) return this.#gate.then(() => guarded(at, length))
+      this.#admit(at, length, this.#below.geometry.size, 'INVALID')
+      return this.#track(map(at, length))
+    }
+    return guarded
   }
 
   /** Runs `work` while no other request is: later ones wait, so that none runs against a size that it was not checked against. */

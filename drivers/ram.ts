@@ -144,6 +144,8 @@ export class RamDevice implements BlockDevice {
   /** Whole pages are dropped unless they must stay allocated; parts of pages are overwritten. */
   #clear(at: number, length: number, keep: boolean): void {
     const end = at + length
+    // A range may be far larger than what there is to clear.
+    if (!keep && length / PAGE > this.#pages.size) return this.#clearPages(at, end)
     for (let position = at; position < end;) {
       const within = position % PAGE
       const number = (position - within) / PAGE
@@ -153,6 +155,18 @@ export class RamDevice implements BlockDevice {
       else if (keep) this.#page(number).fill(0, within, within + stop - position)
       else this.#pages.get(number)?.fill(0, within, within + stop - position)
       position = stop
+    }
+  }
+
+  /** Clears [at, end) page by page of those that exist. */
+  #clearPages(at: number, end: number): void {
+    for (const [number, page] of this.#pages) {
+      const from = Math.max(at - number * PAGE, 0)
+      const to = Math.min(end, this.geometry.size) - number * PAGE
+      if (from >= PAGE || to <= 0) continue
+      const whole = from === 0 && (to >= PAGE || end === this.geometry.size)
+      if (whole) this.#pages.delete(number)
+      else page.fill(0, from, Math.min(to, PAGE))
     }
   }
 }

@@ -16,7 +16,7 @@ import type { Logger } from '../core/logger.ts'
 import { RequestDecoder } from './decoder.ts'
 import type { Export, ExportTable } from './export.ts'
 import { MemoryClaim, type MemoryShare } from './memory-share.ts'
-import { Negotiation, greeting, type NegotiationLimits } from './negotiation.ts'
+import { Negotiation, greeting, type Agreement, type NegotiationLimits } from './negotiation.ts'
 import { MAX_PAYLOAD } from './protocol.ts'
 import { Transmission, type Window } from './transmission.ts'
 import {
@@ -64,6 +64,8 @@ export class Connection implements Receiver {
   readonly id: number
   readonly peer: string
   readonly claim: MemoryClaim
+  /** Pieces of any size that came from the client. */
+  reads = 0
   readonly #options: ConnectionOptions
   readonly #socket: net.Socket
   readonly #negotiation: Negotiation
@@ -126,6 +128,11 @@ export class Connection implements Receiver {
     return this.#decoder?.midPayload === true || (this.#transmission?.undrained ?? 0) > 0
   }
 
+  /** The next step is the client's: to ask for something, or to take its answers. */
+  get idle(): boolean {
+    return this.#phase === 'transmission' && this.#transmission?.executing === 0
+  }
+
   /** A number that changes with every step the client takes: a request sent whole, replies taken. */
   get steps(): number {
     return this.#transmission?.steps ?? 0
@@ -150,6 +157,7 @@ export class Connection implements Receiver {
   }
 
   received(bytes: Buffer, count: number): void {
+    this.reads += 1
     if (this.#phase === 'negotiation') return this.#negotiate(bytes.subarray(0, count))
     const decoder = this.#decoder
     // After DISC or a violation nothing that the client sends matters.
@@ -174,7 +182,7 @@ export class Connection implements Receiver {
       // A client that asks without reading the answers is not read either.
       if (!room) this.#socket.pause()
     } else if (outcome.kind === 'transmit') {
-      this.#transmit(outcome.chosen)
+      this.#transmit(outcome)
       const decoder = this.#decoder
       if (decoder !== undefined && consumed < bytes.length)
         this.#decode(decoder, bytes, consumed, bytes.length)
@@ -185,13 +193,15 @@ export class Connection implements Receiver {
     }
   }
 
-  #transmit(chosen: Export): void {
+  #transmit({ chosen, format, contexts }: Agreement): void {
     const { share, window, logger } = this.#options
     clearTimeout(this.#deadline)
     this.#chosen = chosen
     this.#phase = 'transmission'
     this.#transmission = new Transmission({
       chosen,
+      format,
+      contexts,
       share,
       window,
       logger,
@@ -199,8 +209,13 @@ export class Connection implements Receiver {
       socket: this.#socket,
       onProgress: this.#onProgress,
     })
-    this.#decoder = new RequestDecoder(this.#transmission, MAX_DRAIN)
-    logger.debug({ connection: this.id, peer: this.peer, export: chosen.name }, 'client attached')
+    const style = format.kind === 'extended' ? 'extended' : 'compact'
+    this.#decoder = new RequestDecoder(this.#transmission, MAX_DRAIN, style)
+    const { id, peer } = this
+    logger.debug(
+      { connection: id, peer, export: chosen.name, replies: format.kind },
+      'client attached',
+    )
   }
 
   /** Decodes a chunk; what cannot be admitted yet is kept, and the socket paused. */

@@ -3,12 +3,20 @@
  *
  * Invariants:
  *  - How the bytes are cut makes no difference to the requests that come out.
- *  - The stream stays in step: the payload of a refused WRITE is drained before the next header is read.
+ *  - The stream stays in step: the payload of a refused request is drained before the next header is read.
  *  - Nothing is decoded while the sink says WAIT; the bytes not consumed stay the caller's.
  *  - A payload is written to memory that the sink gave, never beyond its length.
  */
 
-import { NBD_CMD_WRITE, NBD_REQUEST_MAGIC, REQUEST_HEADER_SIZE, readOffset } from './protocol.ts'
+import {
+  EXTENDED_REQUEST_HEADER_SIZE,
+  NBD_CMD_FLAG_PAYLOAD_LEN,
+  NBD_CMD_WRITE,
+  NBD_EXTENDED_REQUEST_MAGIC,
+  NBD_REQUEST_MAGIC,
+  REQUEST_HEADER_SIZE,
+  readOffset,
+} from './protocol.ts'
 
 /** One request's header. The decoder owns a single one and overwrites it: copy what must last. */
 export class RequestHeader {
@@ -17,10 +25,18 @@ export class RequestHeader {
   /** The client's 64-bit cookie, opaque, as two halves. */
   cookieHigh = 0
   cookieLow = 0
-  /** Bytes; saturated at the largest safe integer. */
+  /** The offset as it came, as two halves: an extended reply repeats it. */
+  offsetHigh = 0
+  offsetLow = 0
+  /** Bytes; both saturated at the largest safe integer. */
   offset = 0
   length = 0
+  /** Bytes that follow the header. */
+  payload = 0
 }
+
+/** Compact headers, or extended ones (EXTENDED_HEADERS extension, "Request message"). */
+export type RequestStyle = 'compact' | 'extended'
 
 /** Verdicts of RequestSink.admit besides an NBD error number. */
 export const ADMITTED = 0
@@ -33,7 +49,7 @@ export interface RequestSink {
    * push); or the NBD error to refuse it with. An ADMITTED request is executed, unless the connection is lost first.
    */
   admit(header: RequestHeader): Verdict
-  /** Memory of exactly `header.length` bytes for the payload of the WRITE just admitted. */
+  /** Memory of exactly `header.payload` bytes for the payload of the request just admitted. */
   payload(header: RequestHeader): Buffer
   /** The admitted request, its payload in place. False ends the stream (DISC). */
   execute(header: RequestHeader): boolean
@@ -49,10 +65,12 @@ const NO_MEMORY = Buffer.alloc(0)
 
 export class RequestDecoder {
   readonly #sink: RequestSink
-  /** A WRITE longer than this, in bytes, cannot be drained in reasonable time: it breaks the connection. */
+  /** A payload longer than this, in bytes, cannot be drained in reasonable time: it breaks the connection. */
   readonly #maxDrain: number
   readonly #header = new RequestHeader()
-  readonly #partial = Buffer.alloc(REQUEST_HEADER_SIZE)
+  readonly #extended: boolean
+  readonly #magic: number
+  readonly #partial: Buffer
   #phase: Phase = 'header'
   /** Bytes there of the header or the payload, or still to come of a drained payload. */
   #count = 0
@@ -61,9 +79,14 @@ export class RequestDecoder {
   #violation: string | undefined
   #lastWasLarge = false
 
-  constructor(sink: RequestSink, maxDrain: number) {
+  constructor(sink: RequestSink, maxDrain: number, style: RequestStyle = 'compact') {
     this.#sink = sink
     this.#maxDrain = maxDrain
+    this.#extended = style === 'extended'
+    this.#magic = this.#extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC
+    this.#partial = Buffer.alloc(
+      this.#extended ? EXTENDED_REQUEST_HEADER_SIZE : REQUEST_HEADER_SIZE,
+    )
   }
 
   /** Why the client must be dropped, once it has broken the protocol. */
@@ -146,30 +169,36 @@ export class RequestDecoder {
   }
 
   #takeHeader(bytes: Buffer, at: number, to: number): number {
-    if (this.#count === 0 && to - at >= REQUEST_HEADER_SIZE) {
+    const size = this.#partial.length
+    if (this.#count === 0 && to - at >= size) {
       this.#parseHeader(bytes, at)
-      return at + REQUEST_HEADER_SIZE
+      return at + size
     }
     const taken = bytes.copy(this.#partial, this.#count, at, to)
     this.#count += taken
-    if (this.#count === REQUEST_HEADER_SIZE) this.#parseHeader(this.#partial, 0)
+    if (this.#count === size) this.#parseHeader(this.#partial, 0)
     return at + taken
   }
 
-  /** magic u32, flags u16, type u16, cookie u64, offset u64, length u32. */
+  /** magic u32, flags u16, type u16, cookie u64, offset u64, length u32, or u64 in an extended header. */
   #parseHeader(bytes: Buffer, at: number): void {
     this.#count = 0
-    if (bytes.readUInt32BE(at) !== NBD_REQUEST_MAGIC)
-      return this.#break('a request without its magic')
+    if (bytes.readUInt32BE(at) !== this.#magic) return this.#break('a request without its magic')
     const header = this.#header
     header.flags = bytes.readUInt16BE(at + 4)
     header.type = bytes.readUInt16BE(at + 6)
     header.cookieHigh = bytes.readUInt32BE(at + 8)
     header.cookieLow = bytes.readUInt32BE(at + 12)
+    header.offsetHigh = bytes.readUInt32BE(at + 16)
+    header.offsetLow = bytes.readUInt32BE(at + 20)
     header.offset = readOffset(bytes, at + 16)
-    header.length = bytes.readUInt32BE(at + 24)
-    if (header.type === NBD_CMD_WRITE && header.length > this.#maxDrain)
-      return this.#break(`a WRITE of ${header.length} bytes`)
+    header.length = this.#extended ? readOffset(bytes, at + 24) : bytes.readUInt32BE(at + 24)
+    const carries = this.#extended
+      ? (header.flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0
+      : header.type === NBD_CMD_WRITE
+    header.payload = carries ? header.length : 0
+    if (header.payload > this.#maxDrain)
+      return this.#break(`a payload of ${header.length} bytes for command ${header.type}`)
     this.#phase = 'admission'
   }
 
@@ -179,7 +208,7 @@ export class RequestDecoder {
     const verdict = this.#sink.admit(header)
     if (verdict === WAIT) return false
     this.#error = verdict
-    const payload = header.type === NBD_CMD_WRITE ? header.length : 0
+    const { payload } = header
     this.#lastWasLarge = payload >= WORTH_A_READ
     if (verdict !== ADMITTED) {
       this.#phase = 'drain'

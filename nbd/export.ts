@@ -6,16 +6,20 @@
 import type { BlockDevice } from '../core/block-device.ts'
 import {
   MAX_PAYLOAD,
+  NBD_FLAG_BLOCK_STATUS_PAYLOAD,
   NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_HAS_FLAGS,
   NBD_FLAG_READ_ONLY,
   NBD_FLAG_ROTATIONAL,
+  NBD_FLAG_SEND_CACHE,
+  NBD_FLAG_SEND_DF,
   NBD_FLAG_SEND_FAST_ZERO,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_FUA,
   NBD_FLAG_SEND_TRIM,
   NBD_FLAG_SEND_WRITE_ZEROES,
 } from './protocol.ts'
+import type { ReplyFormat } from './reply-format.ts'
 
 export interface Export {
   readonly name: string
@@ -30,8 +34,12 @@ export interface ExportTable {
   list(): readonly Export[]
 }
 
-/** The transmission flags that tell a client what it may send. */
-export function transmissionFlags({ geometry, can }: BlockDevice): number {
+/** The transmission flags that tell a client what it may send. `contexts`: some were selected for the export. */
+export function transmissionFlags(
+  { geometry, can }: BlockDevice,
+  format: ReplyFormat,
+  contexts: boolean,
+): number {
   const writable = !geometry.readOnly
   let flags = NBD_FLAG_HAS_FLAGS
   // A flush covers the writes of every connection (core/block-device.ts), and nothing is cached per connection.
@@ -43,6 +51,9 @@ export function transmissionFlags({ geometry, can }: BlockDevice): number {
   if (writable && can.trim) flags |= NBD_FLAG_SEND_TRIM
   if (writable && can.zero) flags |= NBD_FLAG_SEND_WRITE_ZEROES
   if (writable && can.zero && can.fastZero) flags |= NBD_FLAG_SEND_FAST_ZERO
+  if (can.cache) flags |= NBD_FLAG_SEND_CACHE
+  if (format.kind !== 'simple') flags |= NBD_FLAG_SEND_DF
+  if (format.kind === 'extended' && contexts) flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD
   return flags
 }
 

@@ -1,24 +1,25 @@
-/** One listening socket of the NBD server, unix or TCP. */
+/** One listening socket of the NBD server: unix, TCP, or one that systemd opened. */
 
 import net from 'node:net'
 
+import { listenOnDescriptor } from '../net/inherited-socket.ts'
 import { listenPrivately } from '../net/private-socket.ts'
 import { listenOnPort } from '../net/tcp-port.ts'
-import type { ListenAddress } from './address.ts'
+import type { ListenPlace } from './listen-place.ts'
 
 export interface Listener {
   /** As bound: the port is a real one even where 0 was asked for. */
-  readonly address: ListenAddress
+  readonly address: ListenPlace
   /** Stops accepting; accepted sockets live on. A unix socket's file goes away. */
   close(): Promise<void>
 }
 
 /**
- * Binds and listens. Accepted sockets are half-open and paused.
- * @throws Fault IN_USE when somebody serves there, NOT_PERMITTED or IO when the system refuses.
+ * Binds and listens, or only listens where the socket is inherited. Accepted sockets are half-open and paused.
+ * @throws Fault IN_USE when somebody serves there, INVALID when it is no place for it, NOT_PERMITTED or IO when the system refuses.
  */
 export async function openListener(
-  address: ListenAddress,
+  address: ListenPlace,
   accept: (socket: net.Socket) => void,
   onError: (error: Error) => void,
 ): Promise<Listener> {
@@ -38,11 +39,16 @@ export async function openListener(
 
 async function bind(
   server: net.Server,
-  address: ListenAddress,
-): Promise<{ address: ListenAddress; unlink: () => Promise<void> }> {
+  address: ListenPlace,
+): Promise<{ address: ListenPlace; unlink: () => Promise<void> }> {
   if (address.kind === 'unix') {
-    const socket = await listenPrivately(server, address.path, 'NBD socket')
+    const socket = await listenPrivately(server, address.path, 'NBD socket', address.mode)
     return { address, unlink: () => socket.unlink() }
+  }
+  if (address.kind === 'inherited') {
+    const bound = await listenOnDescriptor(server, address.fd, 'NBD socket')
+    const tcp = bound && ({ kind: 'tcp', host: bound.address, port: bound.port } as const)
+    return { address: tcp ?? address, unlink: () => Promise.resolve() }
   }
   const { host, port } = await listenOnPort(server, address, 'NBD port')
   return { address: { kind: 'tcp', host, port }, unlink: () => Promise.resolve() }

@@ -12,7 +12,8 @@
 import { assert } from '../core/assert.ts'
 import { KiB, MiB } from '../core/units.ts'
 import { transmissionFlags, type Export, type ExportTable } from './export.ts'
-import { answerOption, optionReply } from './options.ts'
+import type { MetaContext } from './meta-context.ts'
+import { NEW_SESSION, answerOption, contextsFor, optionReply, type Session } from './options.ts'
 import {
   IHAVEOPT,
   MAX_STRING,
@@ -22,11 +23,10 @@ import {
   NBD_FLAG_FIXED_NEWSTYLE,
   NBD_FLAG_NO_ZEROES,
   NBD_OPT_EXPORT_NAME,
-  NBD_REP_ERR_INVALID,
   NBD_REP_ERR_TOO_BIG,
-  NBD_REP_ERR_UNSUP,
   writeOffset,
 } from './protocol.ts'
+import type { ReplyFormat } from './reply-format.ts'
 
 export interface NegotiationLimits {
   /** Options that one client may send. */
@@ -43,8 +43,15 @@ export const NEGOTIATION_LIMITS: NegotiationLimits = {
   maxOptionLength: 16 * KiB,
 }
 
+/** What the transmission phase is to be like. */
+export interface Agreement {
+  readonly chosen: Export
+  readonly format: ReplyFormat
+  readonly contexts: readonly MetaContext[]
+}
+
 export type NegotiationOutcome =
-  | { readonly kind: 'transmit'; readonly chosen: Export }
+  | ({ readonly kind: 'transmit' } & Agreement)
   /** `fault`: the client broke the protocol; otherwise it left by the door. */
   | { readonly kind: 'close'; readonly reason: string; readonly fault: boolean }
 
@@ -87,6 +94,7 @@ export class Negotiation {
   #filled = 0
   #fixedNewstyle = false
   #noZeroes = false
+  #session: Session = NEW_SESSION
   #options = 0
   #bytes = 0
   #replies: Buffer[] = []
@@ -167,35 +175,43 @@ export class Negotiation {
 
   #option(option: number, payload: Buffer): void {
     if (option === NBD_OPT_EXPORT_NAME) return this.#exportName(payload)
-    const answer = answerOption(option, payload, this.#exports)
+    const answer = answerOption({
+      option,
+      payload,
+      exports: this.#exports,
+      session: this.#session,
+    })
+    this.#replies.push(...answer.replies)
     switch (answer.kind) {
-      case 'unsupported':
-        return this.#reply(optionReply(option, NBD_REP_ERR_UNSUP, 'this option is not supported'))
-      case 'invalid':
-        return this.#reply(optionReply(option, NBD_REP_ERR_INVALID, answer.reason))
-      case 'replies':
-        this.#replies.push(...answer.replies)
+      case 'continue':
+        this.#session = answer.session
         return this.#nextOption()
       case 'transmit':
-        this.#replies.push(...answer.replies)
-        return this.#finish({ kind: 'transmit', chosen: answer.chosen })
+        return this.#transmit(answer.chosen)
       case 'abort':
-        this.#replies.push(...answer.replies)
         return this.#finish({ kind: 'close', reason: 'the client aborted', fault: false })
     }
   }
 
   /** The option of old clients: the answer is the export itself, without a reply header. */
   #exportName(payload: Buffer): void {
+    const { format } = this.#session
+    if (format.kind === 'extended') return this.#drop('EXPORT_NAME with extended headers')
     const chosen = this.#exports.find(payload.toString('utf8'))
     // The decoder replaces bad UTF-8; comparing the bytes keeps such a name from meaning another export.
     if (chosen === undefined || !Buffer.from(chosen.name).equals(payload))
       return this.#drop('EXPORT_NAME of an export that is not there')
     const reply = Buffer.alloc(this.#noZeroes ? 10 : 134)
     writeOffset(reply, chosen.device.geometry.size, 0)
-    reply.writeUInt16BE(transmissionFlags(chosen.device), 8)
+    const contexts = contextsFor(this.#session, chosen).length > 0
+    reply.writeUInt16BE(transmissionFlags(chosen.device, format, contexts), 8)
     this.#replies.push(reply)
-    this.#finish({ kind: 'transmit', chosen })
+    this.#transmit(chosen)
+  }
+
+  #transmit(chosen: Export): void {
+    const contexts = contextsFor(this.#session, chosen)
+    this.#finish({ kind: 'transmit', chosen, format: this.#session.format, contexts })
   }
 
   #reply(reply: Buffer): void {

@@ -1,55 +1,91 @@
 /**
  * What each handshake option means and how it is answered: one function per option, in one table. An option that is
- * not in the table is unsupported. Pure: payload in, replies out.
- *
- * A later option (STRUCTURED_REPLY, STARTTLS, the meta contexts) is a new row, and a new kind of answer where it
- * changes the connection.
+ * not in the table is unsupported. Pure: payload and session in, replies and the session that follows out.
  */
 
 import { maxPayload, transmissionFlags, type Export, type ExportTable } from './export.ts'
+import { listed, selected, type MetaContext } from './meta-context.ts'
+import { readInfoQuery, readMetaQuery, type BadPayload } from './option-payload.ts'
 import {
-  MAX_STRING,
   NBD_INFO_BLOCK_SIZE,
   NBD_INFO_DESCRIPTION,
   NBD_INFO_EXPORT,
   NBD_INFO_NAME,
   NBD_OPT_ABORT,
+  NBD_OPT_EXTENDED_HEADERS,
   NBD_OPT_GO,
   NBD_OPT_INFO,
   NBD_OPT_LIST,
+  NBD_OPT_LIST_META_CONTEXT,
+  NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
+  NBD_REP_ERR_EXT_HEADER_REQD,
+  NBD_REP_ERR_INVALID,
   NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
+  NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
   NBD_REP_MAGIC,
+  NBD_REP_META_CONTEXT,
   NBD_REP_SERVER,
   writeOffset,
 } from './protocol.ts'
+import { EXTENDED, SIMPLE, STRUCTURED, type ReplyFormat } from './reply-format.ts'
 
-export type OptionAnswer =
-  | { readonly kind: 'replies'; readonly replies: readonly Buffer[] }
-  | { readonly kind: 'transmit'; readonly replies: readonly Buffer[]; readonly chosen: Export }
-  | { readonly kind: 'abort'; readonly replies: readonly Buffer[] }
-  | { readonly kind: 'invalid'; readonly reason: string }
-  | { readonly kind: 'unsupported' }
-
-type Answer = (payload: Buffer, exports: ExportTable) => OptionAnswer
-
-const ANSWERS: ReadonlyMap<number, Answer> = new Map<number, Answer>([
-  [NBD_OPT_ABORT, () => ({ kind: 'abort', replies: [optionReply(NBD_OPT_ABORT, NBD_REP_ACK)] })],
-  [NBD_OPT_LIST, answerList],
-  [NBD_OPT_INFO, (payload, exports) => answerInfo(NBD_OPT_INFO, payload, exports)],
-  [NBD_OPT_GO, (payload, exports) => answerInfo(NBD_OPT_GO, payload, exports)],
-])
-
-const UNSUPPORTED: OptionAnswer = { kind: 'unsupported' }
-
-/** The answer to a whole option of a fixed newstyle client, other than EXPORT_NAME. */
-export function answerOption(option: number, payload: Buffer, exports: ExportTable): OptionAnswer {
-  return ANSWERS.get(option)?.(payload, exports) ?? UNSUPPORTED
+/** What a client has negotiated so far. */
+export interface Session {
+  readonly format: ReplyFormat
+  /** The metadata contexts selected, which count only for the export that they were selected for. */
+  readonly selection: Selection | undefined
 }
 
-/** One option reply (section "Newstyle negotiation"): magic, option, type, length, then the data or message. */
+interface Selection {
+  readonly chosen: Export
+  readonly contexts: readonly MetaContext[]
+}
+
+export const NEW_SESSION: Session = { format: SIMPLE, selection: undefined }
+
+/** Every answer has its replies; what else follows from the option is its kind. */
+export type OptionAnswer =
+  | { readonly kind: 'continue'; readonly replies: readonly Buffer[]; readonly session: Session }
+  | { readonly kind: 'transmit'; readonly replies: readonly Buffer[]; readonly chosen: Export }
+  | { readonly kind: 'abort'; readonly replies: readonly Buffer[] }
+
+interface Question {
+  readonly option: number
+  readonly payload: Buffer
+  readonly exports: ExportTable
+  readonly session: Session
+}
+
+type Answer = (question: Question) => OptionAnswer
+
+const ANSWERS: ReadonlyMap<number, Answer> = new Map<number, Answer>([
+  [NBD_OPT_ABORT, ({ option }) => ({ kind: 'abort', replies: [acknowledgement(option)] })],
+  [NBD_OPT_LIST, answerList],
+  [NBD_OPT_INFO, answerInfo],
+  [NBD_OPT_GO, answerInfo],
+  [NBD_OPT_STRUCTURED_REPLY, answerStructuredReply],
+  [NBD_OPT_EXTENDED_HEADERS, answerExtendedHeaders],
+  [NBD_OPT_LIST_META_CONTEXT, answerMetaContext],
+  [NBD_OPT_SET_META_CONTEXT, answerMetaContext],
+])
+
+/** Answers every option but EXPORT_NAME, whose reply has no header and no errors. */
+export function answerOption(question: Question): OptionAnswer {
+  const answer = ANSWERS.get(question.option)
+  if (answer !== undefined) return answer(question)
+  return refuse(question, NBD_REP_ERR_UNSUP, 'this option is not supported')
+}
+
+/** The contexts that BLOCK_STATUS may ask for on an export. */
+export function contextsFor({ selection }: Session, chosen: Export): readonly MetaContext[] {
+  return selection?.chosen === chosen ? selection.contexts : []
+}
+
+/** magic u64, option u32, type u32, length u32, data. */
 export function optionReply(option: number, type: number, data: Buffer | string = ''): Buffer {
   const body = typeof data === 'string' ? Buffer.from(data) : data
   const bytes = Buffer.allocUnsafe(20 + body.length)
@@ -61,8 +97,38 @@ export function optionReply(option: number, type: number, data: Buffer | string 
   return bytes
 }
 
-function answerList(payload: Buffer, exports: ExportTable): OptionAnswer {
-  if (payload.length > 0) return { kind: 'invalid', reason: 'LIST takes no data' }
+function acknowledgement(option: number): Buffer {
+  return optionReply(option, NBD_REP_ACK)
+}
+
+function accept(
+  { option, session }: Question,
+  replies: readonly Buffer[] = [],
+  change: Partial<Session> = {},
+): OptionAnswer {
+  return {
+    kind: 'continue',
+    replies: [...replies, acknowledgement(option)],
+    session: { ...session, ...change },
+  }
+}
+
+function refuse({ option, session }: Question, error: number, reason: string): OptionAnswer {
+  return { kind: 'continue', replies: [optionReply(option, error, reason)], session }
+}
+
+function refusePayload(question: Question, { kind, reason }: BadPayload): OptionAnswer {
+  return refuse(question, kind === 'invalid' ? NBD_REP_ERR_INVALID : NBD_REP_ERR_TOO_BIG, reason)
+}
+
+function refuseName(question: Question, name: string): OptionAnswer {
+  const message = `no export is named ${JSON.stringify(name.slice(0, 256))}`
+  return refuse(question, NBD_REP_ERR_UNKNOWN, message)
+}
+
+function answerList(question: Question): OptionAnswer {
+  const { payload, exports } = question
+  if (payload.length > 0) return refuse(question, NBD_REP_ERR_INVALID, 'LIST takes no data')
   const replies = exports.list().map(({ name, description }) => {
     const length = Buffer.alloc(4)
     const bytes = Buffer.from(name)
@@ -70,75 +136,72 @@ function answerList(payload: Buffer, exports: ExportTable): OptionAnswer {
     const data = Buffer.concat([length, bytes, Buffer.from(description)])
     return optionReply(NBD_OPT_LIST, NBD_REP_SERVER, data)
   })
-  replies.push(optionReply(NBD_OPT_LIST, NBD_REP_ACK))
-  return { kind: 'replies', replies }
+  return accept(question, replies)
+}
+
+function answerStructuredReply(question: Question): OptionAnswer {
+  if (question.payload.length > 0)
+    return refuse(question, NBD_REP_ERR_INVALID, 'STRUCTURED_REPLY takes no data')
+  if (question.session.format.kind === 'extended')
+    return refuse(question, NBD_REP_ERR_EXT_HEADER_REQD, 'extended headers are in use already')
+  return accept(question, [], { format: STRUCTURED })
+}
+
+function answerExtendedHeaders(question: Question): OptionAnswer {
+  if (question.payload.length > 0)
+    return refuse(question, NBD_REP_ERR_INVALID, 'EXTENDED_HEADERS takes no data')
+  return accept(question, [], { format: EXTENDED })
 }
 
 /** INFO and GO differ only in what follows them. */
-function answerInfo(option: number, payload: Buffer, exports: ExportTable): OptionAnswer {
+function answerInfo(question: Question): OptionAnswer {
+  const { option, payload, exports, session } = question
   const query = readInfoQuery(payload)
-  if (query.kind === 'invalid') return query
-  if (query.kind === 'tooBig') {
-    const message = `an export name has at most ${MAX_STRING} bytes`
-    return { kind: 'replies', replies: [optionReply(option, NBD_REP_ERR_TOO_BIG, message)] }
-  }
+  if (query.kind !== 'query') return refusePayload(question, query)
   const chosen = exports.find(query.name)
-  if (chosen === undefined) {
-    const message = `no export is named ${JSON.stringify(query.name.slice(0, 256))}`
-    return { kind: 'replies', replies: [optionReply(option, NBD_REP_ERR_UNKNOWN, message)] }
-  }
-  const replies = informationAbout(chosen, query.wanted).map((data) =>
+  if (chosen === undefined) return refuseName(question, query.name)
+  const replies = informationAbout(chosen, query.wanted, session).map((data) =>
     optionReply(option, NBD_REP_INFO, data),
   )
-  replies.push(optionReply(option, NBD_REP_ACK))
   return option === NBD_OPT_GO
-    ? { kind: 'transmit', replies, chosen }
-    : { kind: 'replies', replies }
+    ? { kind: 'transmit', replies: [...replies, acknowledgement(option)], chosen }
+    : accept(question, replies)
 }
 
-type InfoQuery =
-  | { readonly kind: 'query'; readonly name: string; readonly wanted: ReadonlySet<number> }
-  | { readonly kind: 'invalid'; readonly reason: string }
-  | { readonly kind: 'tooBig' }
-
-/** u32 length of the name, the name, u16 count of information requests, each a u16. */
-function readInfoQuery(payload: Buffer): InfoQuery {
-  if (payload.length < 6) return { kind: 'invalid', reason: 'the option is too short' }
-  const length = payload.readUInt32BE(0)
-  if (length > payload.length - 6)
-    return { kind: 'invalid', reason: 'the name is longer than the option' }
-  if (length > MAX_STRING) return { kind: 'tooBig' }
-  const count = payload.readUInt16BE(4 + length)
-  if (payload.length !== 6 + length + 2 * count)
-    return { kind: 'invalid', reason: 'the information requests do not fill the option' }
-  const name = readString(payload.subarray(4, 4 + length))
-  if (name === undefined)
-    return { kind: 'invalid', reason: 'the name is not UTF-8 without NUL characters' }
-  const wanted = new Set<number>()
-  for (let index = 0; index < count; index += 1)
-    wanted.add(payload.readUInt16BE(6 + length + 2 * index))
-  return { kind: 'query', name, wanted }
-}
-
-const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
-
-/** A string of the protocol, or undefined when it is not valid UTF-8 or holds a NUL (section "Values"). */
-function readString(bytes: Buffer): string | undefined {
-  if (bytes.includes(0)) return undefined
-  try {
-    return UTF8.decode(bytes)
-  } catch {
-    return undefined
-  }
+/** LIST_META_CONTEXT shows what there is; SET_META_CONTEXT replaces what was selected before, even where it fails. */
+function answerMetaContext(question: Question): OptionAnswer {
+  const { option, payload, exports, session } = question
+  const setting = option === NBD_OPT_SET_META_CONTEXT
+  const cleared = setting
+    ? { ...question, session: { ...session, selection: undefined } }
+    : question
+  if (session.format.kind === 'simple')
+    return refuse(cleared, NBD_REP_ERR_INVALID, 'negotiate structured replies first')
+  const query = readMetaQuery(payload)
+  if (query.kind !== 'query') return refusePayload(cleared, query)
+  const chosen = exports.find(query.name)
+  if (chosen === undefined) return refuseName(cleared, query.name)
+  const find = setting ? selected : listed
+  const contexts = find(chosen.device, query.queries)
+  const replies = contexts.map(({ id, name }) => {
+    const text = Buffer.from(name)
+    const data = Buffer.alloc(4 + text.length)
+    // What is only listed has no number (section "Option types", NBD_OPT_LIST_META_CONTEXT).
+    data.writeUInt32BE(setting ? id : 0)
+    text.copy(data, 4)
+    return optionReply(option, NBD_REP_META_CONTEXT, data)
+  })
+  return accept(cleared, replies, setting ? { selection: { chosen, contexts } } : {})
 }
 
 /** EXPORT and BLOCK_SIZE always (a client that did not ask ignores the latter), the texts when asked for. */
-function informationAbout(chosen: Export, wanted: ReadonlySet<number>): Buffer[] {
+function informationAbout(chosen: Export, wanted: ReadonlySet<number>, session: Session): Buffer[] {
   const { device } = chosen
   const info = Buffer.alloc(12)
   info.writeUInt16BE(NBD_INFO_EXPORT, 0)
   writeOffset(info, device.geometry.size, 2)
-  info.writeUInt16BE(transmissionFlags(device), 10)
+  const contexts = contextsFor(session, chosen).length > 0
+  info.writeUInt16BE(transmissionFlags(device, session.format, contexts), 10)
 
   const sizes = Buffer.alloc(14)
   sizes.writeUInt16BE(NBD_INFO_BLOCK_SIZE, 0)

@@ -23,18 +23,24 @@ export const NBD_OPT_ABORT = 2
 export const NBD_OPT_LIST = 3
 export const NBD_OPT_INFO = 6
 export const NBD_OPT_GO = 7
+export const NBD_OPT_STRUCTURED_REPLY = 8
+export const NBD_OPT_LIST_META_CONTEXT = 9
+export const NBD_OPT_SET_META_CONTEXT = 10
+export const NBD_OPT_EXTENDED_HEADERS = 11
 
 // Option replies (section "Option reply types").
 const ERROR_REPLY = 2 ** 31
 export const NBD_REP_ACK = 1
 export const NBD_REP_SERVER = 2
 export const NBD_REP_INFO = 3
+export const NBD_REP_META_CONTEXT = 4
 export const NBD_REP_ERR_UNSUP = ERROR_REPLY + 1
 export const NBD_REP_ERR_POLICY = ERROR_REPLY + 2
 export const NBD_REP_ERR_INVALID = ERROR_REPLY + 3
 export const NBD_REP_ERR_UNKNOWN = ERROR_REPLY + 6
 export const NBD_REP_ERR_SHUTDOWN = ERROR_REPLY + 7
 export const NBD_REP_ERR_TOO_BIG = ERROR_REPLY + 9
+export const NBD_REP_ERR_EXT_HEADER_REQD = ERROR_REPLY + 10
 
 export function isErrorReply(type: number): boolean {
   return type >= ERROR_REPLY
@@ -54,25 +60,53 @@ export const NBD_FLAG_SEND_FUA = 1 << 3
 export const NBD_FLAG_ROTATIONAL = 1 << 4
 export const NBD_FLAG_SEND_TRIM = 1 << 5
 export const NBD_FLAG_SEND_WRITE_ZEROES = 1 << 6
+export const NBD_FLAG_SEND_DF = 1 << 7
 export const NBD_FLAG_CAN_MULTI_CONN = 1 << 8
+export const NBD_FLAG_SEND_CACHE = 1 << 10
 export const NBD_FLAG_SEND_FAST_ZERO = 1 << 11
+export const NBD_FLAG_BLOCK_STATUS_PAYLOAD = 1 << 12
 
-// Transmission (section "Request message", "Simple reply message").
+// Transmission (sections "Request message", "Simple reply message", "Structured reply chunk message"; "Extended reply
+// chunk message" of the EXTENDED_HEADERS extension).
 export const NBD_REQUEST_MAGIC = 0x25609513
+export const NBD_EXTENDED_REQUEST_MAGIC = 0x21e41c71
 export const NBD_SIMPLE_REPLY_MAGIC = 0x67446698
+export const NBD_STRUCTURED_REPLY_MAGIC = 0x668e33ef
+export const NBD_EXTENDED_REPLY_MAGIC = 0x6e8a278c
 export const REQUEST_HEADER_SIZE = 28
+export const EXTENDED_REQUEST_HEADER_SIZE = 32
 export const SIMPLE_REPLY_SIZE = 16
+export const STRUCTURED_CHUNK_SIZE = 20
+export const EXTENDED_CHUNK_SIZE = 32
+
+// Structured replies (section "Structured reply types").
+export const NBD_REPLY_FLAG_DONE = 1 << 0
+export const NBD_REPLY_TYPE_NONE = 0
+export const NBD_REPLY_TYPE_OFFSET_DATA = 1
+export const NBD_REPLY_TYPE_OFFSET_HOLE = 2
+export const NBD_REPLY_TYPE_BLOCK_STATUS = 5
+export const NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6
+export const NBD_REPLY_TYPE_ERROR = 2 ** 15 + 1
+
+// Status flags (section "`base:allocation` metadata context").
+export const NBD_STATE_HOLE = 1 << 0
+export const NBD_STATE_ZERO = 1 << 1
 
 export const NBD_CMD_READ = 0
 export const NBD_CMD_WRITE = 1
 export const NBD_CMD_DISC = 2
 export const NBD_CMD_FLUSH = 3
 export const NBD_CMD_TRIM = 4
+export const NBD_CMD_CACHE = 5
 export const NBD_CMD_WRITE_ZEROES = 6
+export const NBD_CMD_BLOCK_STATUS = 7
 
 export const NBD_CMD_FLAG_FUA = 1 << 0
 export const NBD_CMD_FLAG_NO_HOLE = 1 << 1
+export const NBD_CMD_FLAG_DF = 1 << 2
+export const NBD_CMD_FLAG_REQ_ONE = 1 << 3
 export const NBD_CMD_FLAG_FAST_ZERO = 1 << 4
+export const NBD_CMD_FLAG_PAYLOAD_LEN = 1 << 5
 
 // Errors on the wire: NBD's own numbers, never the host's, never negative.
 export const NBD_OK = 0
@@ -127,7 +161,7 @@ export function faultCodeOf(errno: number): FaultCode {
   return FAULT_OF_ERRNO.get(errno) ?? 'INVALID'
 }
 
-/** A 64-bit offset as a number; what a double cannot hold exactly saturates, beyond the end of any disk. */
+/** A 64-bit offset or length as a number; what a double cannot hold exactly saturates, beyond the end of any disk. */
 export function readOffset(bytes: Buffer, at: number): number {
   const offset = bytes.readUInt32BE(at) * 2 ** 32 + bytes.readUInt32BE(at + 4)
   return offset > Number.MAX_SAFE_INTEGER ? Number.MAX_SAFE_INTEGER : offset

@@ -1,16 +1,16 @@
 /**
- * Collects simple replies and hands them to the socket in one batch, so that a burst of requests costs one writev.
+ * Collects replies and hands them to the socket in one batch, so that a burst of requests costs one writev.
  *
  * Invariants:
  *  - A reply's memory is given back exactly once: when the socket has taken its batch over to the system, or when the
  *    socket is closed.
  *  - At most `capacity` replies are between `add…` and `drained`, the window of the connection: header memory is a
- *    ring of that many headers and needs no pool.
+ *    ring of that many headers, and one more for what is left unused at its end, and needs no pool.
  */
 
 import { assert } from '../core/assert.ts'
 import type { PoolSlot } from '../core/buffer-pool.ts'
-import { NBD_OK, NBD_SIMPLE_REPLY_MAGIC, SIMPLE_REPLY_SIZE } from './protocol.ts'
+import { errorChunk, writeSimpleReply, type Asked, type ReplyFormat } from './reply-format.ts'
 
 /** What the queue needs of a socket. */
 export interface ReplySocket {
@@ -33,6 +33,8 @@ class Batch {
 export class ReplyQueue {
   readonly #socket: ReplySocket
   readonly #owner: ReplyQueueOwner
+  readonly #format: ReplyFormat
+  readonly #capacity: number
   readonly #headers: Buffer
   /** Next free header, and the start of the run of headers not yet a chunk, in bytes. */
   #headerEnd = 0
@@ -46,10 +48,12 @@ export class ReplyQueue {
   #scheduled = false
   #closed = false
 
-  constructor(socket: ReplySocket, owner: ReplyQueueOwner, capacity: number) {
+  constructor(socket: ReplySocket, owner: ReplyQueueOwner, format: ReplyFormat, capacity: number) {
     this.#socket = socket
     this.#owner = owner
-    this.#headers = Buffer.alloc(capacity * SIMPLE_REPLY_SIZE)
+    this.#format = format
+    this.#capacity = capacity
+    this.#headers = Buffer.alloc((capacity + 1) * format.dataHeaderSize)
   }
 
   /** Replies added and not drained. */
@@ -57,35 +61,47 @@ export class ReplyQueue {
     return this.#undrained
   }
 
-  /** A reply without data. */
-  addHeader(error: number, cookieHigh: number, cookieLow: number): void {
-    if (this.#headerEnd === this.#headers.length) {
-      this.#closeRun()
-      this.#headerEnd = 0
-      this.#runStart = 0
-    }
-    writeSimpleReply(this.#headers, this.#headerEnd, error, cookieHigh, cookieLow)
-    this.#headerEnd += SIMPLE_REPLY_SIZE
-    this.#batch.count += 1
-    this.#undrained += 1
-    assert(this.#undrained * SIMPLE_REPLY_SIZE <= this.#headers.length, 'replies fit the window')
+  /** A success without data. */
+  addDone(asked: Asked): void {
+    this.#format.writeDone(this.#headers, this.#header(this.#format.doneSize), asked)
+    this.#count()
   }
 
-  /** A reply whose header and data are `bytes`, in the memory of `slot`. */
+  /** A failure; `reason` is for people, where the client can be told one. */
+  addError(asked: Asked, error: number, reason: string): void {
+    if (this.#format.kind === 'simple') {
+      writeSimpleReply(this.#headers, this.#header(this.#format.doneSize), error, asked)
+    } else {
+      this.#closeRun()
+      this.#chunks.push(errorChunk(this.#format, asked, error, reason))
+    }
+    this.#count()
+  }
+
+  /** A reply that is all in the memory of `slot`: header and data, or status chunks. */
   addWhole(bytes: Buffer, slot: PoolSlot): void {
     this.#closeRun()
     this.#chunks.push(bytes)
     this.#batch.slots.push(slot)
-    this.#batch.count += 1
-    this.#undrained += 1
+    this.#count()
   }
 
-  /** A successful reply with data that stands alone in the memory of `slot`. */
-  addHeaderAndData(cookieHigh: number, cookieLow: number, data: Buffer, slot: PoolSlot): void {
-    this.addHeader(NBD_OK, cookieHigh, cookieLow)
+  /** A reply in any number of pieces, whose data is in the memory of `slot`. */
+  addPieces(pieces: readonly Buffer[], slot: PoolSlot): void {
+    this.#closeRun()
+    for (const piece of pieces) this.#chunks.push(piece)
+    this.#batch.slots.push(slot)
+    this.#count()
+  }
+
+  /** A successful READ from byte `offset` whose data stands alone in the memory of `slot`. */
+  addHeaderAndData(asked: Asked, offset: number, data: Buffer, slot: PoolSlot): void {
+    const at = this.#header(this.#format.dataHeaderSize)
+    this.#format.writeDataHeader(this.#headers, at, asked, offset, data.length)
     this.#closeRun()
     this.#chunks.push(data)
     this.#batch.slots.push(slot)
+    this.#count()
   }
 
   /** Flushes once the events of this turn have been handled: completions tend to come in groups. */
@@ -123,6 +139,24 @@ export class ReplyQueue {
     for (const batch of batches) this.#settle(batch)
   }
 
+  #count(): void {
+    this.#batch.count += 1
+    this.#undrained += 1
+    assert(this.#undrained <= this.#capacity, 'replies fit the window')
+  }
+
+  /** Room for a header of `size` bytes; gives its position. */
+  #header(size: number): number {
+    if (this.#headerEnd + size > this.#headers.length) {
+      this.#closeRun()
+      this.#headerEnd = 0
+      this.#runStart = 0
+    }
+    const at = this.#headerEnd
+    this.#headerEnd += size
+    return at
+  }
+
   #closeRun(): void {
     if (this.#headerEnd === this.#runStart) return
     this.#chunks.push(this.#headers.subarray(this.#runStart, this.#headerEnd))
@@ -148,18 +182,4 @@ export class ReplyQueue {
     this.#undrained -= batch.count
     this.#owner.drained(batch.count, batch.slots)
   }
-}
-
-/** magic u32, error u32, cookie u64 (section "Simple reply message"). */
-export function writeSimpleReply(
-  bytes: Buffer,
-  at: number,
-  error: number,
-  cookieHigh: number,
-  cookieLow: number,
-): void {
-  bytes.writeUInt32BE(NBD_SIMPLE_REPLY_MAGIC, at)
-  bytes.writeUInt32BE(error, at + 4)
-  bytes.writeUInt32BE(cookieHigh, at + 8)
-  bytes.writeUInt32BE(cookieLow, at + 12)
 }

@@ -5,6 +5,7 @@
  *  - At most `limits.connections` sockets are served; one more is accepted and closed at once.
  *  - Memory for payloads and replies comes from the pool alone, shared fairly (memory-share.ts). While somebody waits
  *    for memory, a client that holds some and takes no step for `limits.stallMs` is dropped.
+ *  - With `limits.idleMs`, a client that asks for nothing, or does not take its answers, for so long is dropped.
  *  - After close() no device is called any more, unless the deadline passed first.
  */
 
@@ -14,9 +15,10 @@ import type { BufferPool } from '../core/buffer-pool.ts'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { MiB } from '../core/units.ts'
-import { formatListenAddress, type ListenAddress } from './address.ts'
 import { Connection, type ConnectionOptions, type ConnectionStatus } from './connection.ts'
 import type { ExportTable } from './export.ts'
+import { IdleWatch, type Watch } from './idle-watch.ts'
+import { formatListenPlace, type ListenPlace } from './listen-place.ts'
 import { openListener, type Listener } from './listener.ts'
 import { MemoryShare } from './memory-share.ts'
 import { NEGOTIATION_LIMITS, type NegotiationLimits } from './negotiation.ts'
@@ -33,6 +35,8 @@ export interface ServerLimits {
   readonly lingerMs: number
   /** How long a client may hold memory that others wait for, without a step of its own. */
   readonly stallMs: number
+  /** How long a client may take no step while nothing of it is under way; undefined for as long as it likes. */
+  readonly idleMs: number | undefined
   /** How long close() waits for requests and clients. */
   readonly closeMs: number
 }
@@ -44,6 +48,7 @@ const SERVER_LIMITS: ServerLimits = {
   handshakeMs: 10_000,
   lingerMs: 1_000,
   stallMs: 10_000,
+  idleMs: undefined,
   closeMs: 10_000,
 }
 
@@ -57,9 +62,6 @@ export interface NbdServerOptions {
   readonly transport?: TransportMode
 }
 
-/** Looks at stalled clients this often per `stallMs`. */
-const STALL_CHECKS = 4
-
 export class NbdServer {
   readonly #logger: Logger
   readonly #limits: ServerLimits
@@ -70,9 +72,7 @@ export class NbdServer {
   #nextId = 1
   #closing: Promise<void> | undefined
   #whenEmpty: (() => void) | undefined
-  #stallTimer: NodeJS.Timeout | undefined
-  /** Checks that a memory-holding client has gone through without a step. */
-  #stalls = new Map<Connection, { steps: number; checks: number }>()
+  readonly #watches: readonly IdleWatch<Connection>[]
 
   constructor({ exports, pool, logger, limits, transport = 'in-place' }: NbdServerOptions) {
     this.#logger = logger
@@ -89,6 +89,19 @@ export class NbdServer {
       lingerMs: this.#limits.lingerMs,
       onClosed: this.#onClosed,
     }
+    const { stallMs, idleMs } = this.#limits
+    const stalls = this.#watch(stallMs, 'stalled client dropped: others need its memory', {
+      applies: (client) => this.#share.contended && client.holdsUpMemory,
+      stepsOf: (client) => client.steps,
+    })
+    this.#watches = [stalls]
+    if (idleMs === undefined) return
+    const idlers = this.#watch(idleMs, 'idle client dropped', {
+      applies: (client) => client.idle,
+      // A slow payload is no idleness.
+      stepsOf: (client) => client.steps + client.reads,
+    })
+    this.#watches = [stalls, idlers]
   }
 
   get connections(): readonly ConnectionStatus[] {
@@ -96,7 +109,7 @@ export class NbdServer {
   }
 
   /** Where clients are accepted. */
-  get addresses(): readonly ListenAddress[] {
+  get addresses(): readonly ListenPlace[] {
     return this.#listeners.map((listener) => listener.address)
   }
 
@@ -104,21 +117,18 @@ export class NbdServer {
    * Accepts clients at one more address; gives it as bound.
    * @throws Fault when that is not possible (listener.ts), or SHUTDOWN after close().
    */
-  async listen(address: ListenAddress): Promise<ListenAddress> {
+  async listen(address: ListenPlace): Promise<ListenPlace> {
     this.#refuseWhenClosing()
     const listener = await openListener(address, this.#accept, (error) => {
-      this.#logger.error({ error, listen: formatListenAddress(address) }, 'accepting failed')
+      this.#logger.error({ error, listen: formatListenPlace(address) }, 'accepting failed')
     })
     if (this.#closing !== undefined) {
       await listener.close()
       this.#refuseWhenClosing()
     }
     this.#listeners.push(listener)
-    this.#stallTimer ??= setInterval(
-      this.#dropStalled,
-      Math.ceil(this.#limits.stallMs / STALL_CHECKS),
-    ).unref()
-    this.#logger.info({ listen: formatListenAddress(listener.address) }, 'NBD listening')
+    for (const watch of this.#watches) watch.start()
+    this.#logger.info({ listen: formatListenPlace(listener.address) }, 'NBD listening')
     return listener.address
   }
 
@@ -129,7 +139,7 @@ export class NbdServer {
   }
 
   async #close(): Promise<void> {
-    clearInterval(this.#stallTimer)
+    for (const watch of this.#watches) watch.stop()
     const listenersClosed = this.#listeners.map((listener) => listener.close())
     for (const connection of this.#connections) connection.shutDown()
     await this.#emptyOrLate()
@@ -138,6 +148,18 @@ export class NbdServer {
       connection.destroy()
     }
     await Promise.all(listenersClosed)
+  }
+
+  #watch(
+    patienceMs: number,
+    message: string,
+    watch: Omit<Watch<Connection>, 'drop'>,
+  ): IdleWatch<Connection> {
+    const drop = (client: Connection): void => {
+      this.#logger.warn({ ...client.status }, message)
+      client.destroy()
+    }
+    return new IdleWatch(patienceMs, this.#connections, { ...watch, drop })
   }
 
   /** Waits until the last connection is closed and its requests done, but no longer than `closeMs`. */
@@ -170,25 +192,7 @@ export class NbdServer {
 
   readonly #onClosed = (connection: Connection): void => {
     this.#connections.delete(connection)
-    this.#stalls.delete(connection)
+    for (const watch of this.#watches) watch.forget(connection)
     if (this.#connections.size === 0) this.#whenEmpty?.()
-  }
-
-  readonly #dropStalled = (): void => {
-    if (!this.#share.contended) {
-      this.#stalls.clear()
-      return
-    }
-    for (const connection of this.#connections) {
-      const seen = this.#stalls.get(connection)
-      if (!connection.holdsUpMemory || seen?.steps !== connection.steps) {
-        this.#stalls.set(connection, { steps: connection.steps, checks: 0 })
-        continue
-      }
-      seen.checks += 1
-      if (seen.checks < STALL_CHECKS) continue
-      this.#logger.warn({ ...connection.status }, 'stalled client dropped: others need its memory')
-      connection.destroy()
-    }
   }
 }

@@ -10,39 +10,37 @@
  */
 
 import { AssertionFailure, assert } from '../core/assert.ts'
-import { FAST_ZERO, FUA, NO_HOLE, type BlockDevice } from '../core/block-device.ts'
+import type { BlockDevice } from '../core/block-device.ts'
 import type { PoolSlot } from '../core/buffer-pool.ts'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
-import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import { isPromise, then, type MaybePromise } from '../core/maybe-promise.ts'
+import { readFilter, statusMemory, writeStatus } from './block-status.ts'
 import { ADMITTED, WAIT, type RequestHeader, type RequestSink, type Verdict } from './decoder.ts'
-import { maxPayload, type Export } from './export.ts'
+import type { Export } from './export.ts'
 import type { MemoryClaim, MemoryShare } from './memory-share.ts'
+import type { MetaContext } from './meta-context.ts'
+import { PendingRequest } from './pending-request.ts'
 import {
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_CACHE,
   NBD_CMD_DISC,
-  NBD_CMD_FLAG_FAST_ZERO,
-  NBD_CMD_FLAG_FUA,
-  NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLAG_DF,
+  NBD_CMD_FLAG_REQ_ONE,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
   NBD_CMD_WRITE_ZEROES,
-  NBD_EINVAL,
   NBD_EIO,
   NBD_ENOMEM,
-  NBD_EPERM,
   NBD_ESHUTDOWN,
-  NBD_OK,
-  SIMPLE_REPLY_SIZE,
   errnoOf,
 } from './protocol.ts'
-import {
-  ReplyQueue,
-  writeSimpleReply,
-  type ReplyQueueOwner,
-  type ReplySocket,
-} from './reply-queue.ts'
+import type { ReplyFormat } from './reply-format.ts'
+import { ReplyQueue, type ReplyQueueOwner, type ReplySocket } from './reply-queue.ts'
+import { objectionTo, requestFlags, type Objection, type Terms } from './request-check.ts'
+import { SparseReader, chunksOf } from './sparse-read.ts'
 
 export interface Window {
   readonly requests: number
@@ -51,6 +49,9 @@ export interface Window {
 
 export interface TransmissionOptions {
   readonly chosen: Export
+  readonly format: ReplyFormat
+  /** What BLOCK_STATUS may ask for. */
+  readonly contexts: readonly MetaContext[]
   readonly share: MemoryShare
   readonly claim: MemoryClaim
   readonly window: Window
@@ -62,35 +63,23 @@ export interface TransmissionOptions {
 
 /** Reads up to this length, in bytes, have header and data in one buffer; longer ones keep their slot's alignment. */
 const ONE_BUFFER = 32 * 1024
+/** Where the data is in that buffer, the header directly before it: on a cache line of its own, whatever the format. */
+const DATA_AT = 64
 
-/** A request between admission and the device's answer; recycled. */
-class Pending {
-  type = 0
-  flags = 0
-  cookieHigh = 0
-  cookieLow = 0
-  offset = 0
-  length = 0
-  slot: PoolSlot | undefined
-  readonly succeed: () => void
-  readonly fail: (error: unknown) => void
-
-  constructor(
-    done: (pending: Pending, error: number) => void,
-    errnoFor: (error: unknown) => number,
-  ) {
-    this.succeed = () => done(this, NBD_OK)
-    this.fail = (error) => done(this, errnoFor(error))
-  }
-}
+const STOPPING: Objection = { error: NBD_ESHUTDOWN, reason: 'the server is shutting down' }
+const NO_ROOM: Objection = { error: NBD_ENOMEM, reason: 'no memory for a request of this length' }
 
 export class Transmission implements RequestSink, ReplyQueueOwner {
   readonly #device: BlockDevice
   readonly #options: TransmissionOptions
+  readonly #terms: Terms
+  readonly #sparse: SparseReader
   readonly #replies: ReplyQueue
-  #idle: Pending[] = []
+  #idle: PendingRequest[] = []
   /** The admitted request whose payload is being read. */
-  #receiving: Pending | undefined
+  #receiving: PendingRequest | undefined
+  /** Why the request whose payload is being drained is refused. */
+  #refusing: Objection | undefined
   /** Requests admitted or refused whose reply is not queued yet; `#executing` of them are with the device. */
   #inFlight = 0
   #executing = 0
@@ -106,8 +95,11 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
 
   constructor(options: TransmissionOptions) {
     this.#options = options
-    this.#device = options.chosen.device
-    this.#replies = new ReplyQueue(options.socket, this, options.window.requests)
+    const { chosen, format, contexts, socket, window } = options
+    this.#device = chosen.device
+    this.#terms = { device: chosen.device, format, contexts }
+    this.#sparse = new SparseReader(chosen.device)
+    this.#replies = new ReplyQueue(socket, this, format, window.requests)
   }
 
   /** Requests with the device. */
@@ -149,23 +141,22 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
     if (header.type === NBD_CMD_DISC) return ADMITTED
     const { window, claim, share } = this.#options
     if (this.#inFlight + this.#replies.undrained >= window.requests) return WAIT
-    const objection = this.#objection(header)
-    if (objection !== NBD_OK) {
+    const length = this.#memoryFor(header)
+    const objection = this.#objection(header, length)
+    if (objection !== undefined) {
       this.#inFlight += 1
-      return objection
+      this.#refusing = objection
+      return objection.error
     }
-    const pending = this.#idle.pop() ?? new Pending(this.#finishLater, this.#errnoFor)
-    if (header.type === NBD_CMD_READ || header.type === NBD_CMD_WRITE) {
-      const length = memoryFor(header)
-      if (length > 0) {
-        const tooMuch = claim.held > 0 && claim.held + length > window.bytes
-        const slot = tooMuch ? undefined : share.acquire(claim, length)
-        if (slot === undefined) {
-          this.#idle.push(pending)
-          return WAIT
-        }
-        pending.slot = slot
+    const pending = this.#idle.pop() ?? new PendingRequest(this.#finishLater, this.#failureFor)
+    if (length > 0) {
+      const tooMuch = claim.held > 0 && claim.held + length > window.bytes
+      const slot = tooMuch ? undefined : share.acquire(claim, length)
+      if (slot === undefined) {
+        this.#idle.push(pending)
+        return WAIT
       }
+      pending.slot = slot
     }
     this.#inFlight += 1
     this.#receiving = pending
@@ -174,8 +165,8 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
 
   payload(header: RequestHeader): Buffer {
     const slot = this.#receiving?.slot
-    assert(slot !== undefined, 'a WRITE with a payload is admitted with memory')
-    return slot.first(header.length)
+    assert(slot !== undefined, 'a request with a payload is admitted with memory')
+    return slot.first(header.payload)
   }
 
   execute(header: RequestHeader): boolean {
@@ -183,16 +174,11 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
     const pending = this.#receiving
     assert(pending !== undefined, 'an executed request was admitted')
     this.#receiving = undefined
-    pending.type = header.type
-    pending.flags = header.flags
-    pending.cookieHigh = header.cookieHigh
-    pending.cookieLow = header.cookieLow
-    pending.offset = header.offset
-    pending.length = header.length
+    pending.take(header)
     this.#executing += 1
     this.requests += 1
     this.steps += 1
-    let error = NBD_OK
+    let failure: Objection | undefined
     try {
       const result = this.#issue(pending)
       if (isPromise(result)) {
@@ -200,9 +186,9 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
         return true
       }
     } catch (thrown) {
-      error = this.#errnoFor(thrown)
+      failure = this.#failureFor(thrown)
     }
-    this.#finish(pending, error)
+    this.#finish(pending, failure)
     return true
   }
 
@@ -211,7 +197,8 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
     this.requests += 1
     this.errors += 1
     this.steps += 1
-    this.#replies.addHeader(error, header.cookieHigh, header.cookieLow)
+    this.#replies.addError(header, error, this.#refusing?.reason ?? '')
+    this.#refusing = undefined
   }
 
   drained(count: number, slots: readonly PoolSlot[]): void {
@@ -220,127 +207,150 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
     if (!this.#closed) this.#options.onProgress()
   }
 
-  /** NBD_OK, or the error for a request that must not reach the device; one test per line. */
-  #objection(header: RequestHeader): number {
-    const { type, flags, length } = header
-    const { can, geometry } = this.#device
-    if (this.#stopping) return NBD_ESHUTDOWN
-    if ((flags & ~allowedFlags(type, this.#device)) !== 0) return NBD_EINVAL
+  /** Why a request must not reach the device; `memory` is what it would need. */
+  #objection(header: RequestHeader, memory: number): Objection | undefined {
+    if (this.#stopping) return STOPPING
+    const objection = objectionTo(header, this.#terms)
+    if (objection !== undefined) return objection
+    return memory > 0 && this.#options.share.exceedsPool(memory) ? NO_ROOM : undefined
+  }
+
+  /** Bytes of pool memory that a request takes. */
+  #memoryFor({ type, flags, length }: RequestHeader): number {
     switch (type) {
       case NBD_CMD_READ:
+        return length > 0 && length <= ONE_BUFFER ? DATA_AT + length : length
       case NBD_CMD_WRITE:
-        if (type === NBD_CMD_WRITE && geometry.readOnly) return NBD_EPERM
-        if (length > maxPayload(this.#device)) return NBD_EINVAL
-        return this.#options.share.exceedsPool(memoryFor(header)) ? NBD_ENOMEM : NBD_OK
-      case NBD_CMD_FLUSH:
-        return can.flush ? NBD_OK : NBD_EINVAL
-      case NBD_CMD_TRIM:
-        if (geometry.readOnly) return NBD_EPERM
-        return can.trim ? NBD_OK : NBD_EINVAL
-      case NBD_CMD_WRITE_ZEROES:
-        if (geometry.readOnly) return NBD_EPERM
-        return can.zero ? NBD_OK : NBD_EINVAL
+        return length
+      case NBD_CMD_BLOCK_STATUS: {
+        const { format, contexts } = this.#terms
+        if (format.kind === 'simple') return 0
+        return statusMemory(format, contexts, (flags & NBD_CMD_FLAG_REQ_ONE) !== 0)
+      }
       default:
-        return NBD_EINVAL
+        return 0
     }
   }
 
-  #issue(pending: Pending): MaybePromise<void> {
+  #issue(pending: PendingRequest): MaybePromise<void> {
     const { type, offset, length, slot } = pending
     if (type === NBD_CMD_FLUSH) return this.#device.flush()
     // The specification leaves a length of 0 open; it is granted without troubling the device.
     if (length === 0) return undefined
-    const flags = requestFlags(pending.flags)
     switch (type) {
       case NBD_CMD_READ:
-        assert(slot !== undefined, 'a READ has memory')
-        return this.#device.read(dataOf(slot, length), offset)
+        return this.#read(pending)
       case NBD_CMD_WRITE:
         assert(slot !== undefined, 'a WRITE has memory')
-        return this.#device.write(slot.first(length), offset, flags)
+        return this.#device.write(slot.first(length), offset, requestFlags(pending.flags))
       case NBD_CMD_TRIM:
-        return this.#device.trim(offset, length, flags)
+        return this.#device.trim(offset, length, requestFlags(pending.flags))
+      case NBD_CMD_CACHE:
+        return this.#device.cache?.(offset, length)
+      case NBD_CMD_BLOCK_STATUS:
+        return this.#blockStatus(pending)
       default:
         assert(type === NBD_CMD_WRITE_ZEROES, 'only known commands are admitted')
-        return this.#device.zero(offset, length, flags)
+        return this.#device.zero(offset, length, requestFlags(pending.flags))
     }
   }
 
+  #read(pending: PendingRequest): MaybePromise<void> {
+    const { flags, offset, length, slot } = pending
+    assert(slot !== undefined, 'a READ has memory')
+    const into = slot.part(length > ONE_BUFFER ? 0 : DATA_AT, length)
+    const whole = this.#terms.format.kind === 'simple' || (flags & NBD_CMD_FLAG_DF) !== 0
+    if (whole || !this.#sparse.worthALook(length)) return this.#device.read(into, offset)
+    return then(this.#sparse.read(into, offset), (pieces) => {
+      pending.pieces = pieces
+    })
+  }
+
+  #blockStatus(pending: PendingRequest): MaybePromise<void> {
+    const { offset, slot, payload, flags } = pending
+    const { format, contexts } = this.#terms
+    assert(slot !== undefined && format.kind !== 'simple', 'a BLOCK_STATUS has memory for chunks')
+    const whole = { length: pending.length, contexts }
+    const chosen = payload === 0 ? whole : readFilter(slot.first(payload), contexts)
+    if (chosen === undefined || chosen.length === 0) {
+      throw new Fault('INVALID', 'the payload is no choice among the negotiated metadata contexts')
+    }
+    const one = (flags & NBD_CMD_FLAG_REQ_ONE) !== 0
+    const query = { ...chosen, asked: pending, at: offset, one }
+    return then(writeStatus(format, this.#device, query, slot.bytes), (replyLength) => {
+      pending.replyLength = replyLength
+    })
+  }
+
   /** The device has answered: queues the reply, or, on a closed connection, only cleans up. */
-  #finish(pending: Pending, error: number): void {
-    const { type, cookieHigh, cookieLow, length, slot } = pending
+  #finish(pending: PendingRequest, failure: Objection | undefined): void {
+    const { slot } = pending
     pending.slot = undefined
     this.#inFlight -= 1
     this.#executing -= 1
     this.#idle.push(pending)
-    if (error !== NBD_OK) this.errors += 1
-    if (this.#closed || type !== NBD_CMD_READ || error !== NBD_OK || slot === undefined) {
+    if (failure !== undefined) this.errors += 1
+    if (this.#closed) {
       if (slot !== undefined) this.#release(slot)
-      if (this.#closed) return
-      if (type === NBD_CMD_WRITE && error === NBD_OK) this.bytesWritten += length
-      this.#replies.addHeader(error, cookieHigh, cookieLow)
-      return
-    }
-    this.bytesRead += length
-    if (length > ONE_BUFFER) {
-      this.#replies.addHeaderAndData(cookieHigh, cookieLow, slot.first(length), slot)
+    } else if (failure !== undefined) {
+      if (slot !== undefined) this.#release(slot)
+      this.#replies.addError(pending, failure.error, failure.reason)
     } else {
-      writeSimpleReply(slot.bytes, 0, NBD_OK, cookieHigh, cookieLow)
-      this.#replies.addWhole(slot.first(SIMPLE_REPLY_SIZE + length), slot)
+      this.#answer(pending, slot)
     }
   }
 
-  readonly #finishLater = (pending: Pending, error: number): void => {
-    this.#finish(pending, error)
+  /** Queues the reply of a request that succeeded. */
+  #answer(pending: PendingRequest, slot: PoolSlot | undefined): void {
+    const { type, length } = pending
+    if (slot !== undefined && type === NBD_CMD_READ) {
+      this.bytesRead += length
+      this.#answerRead(pending, slot)
+    } else if (slot !== undefined && type === NBD_CMD_BLOCK_STATUS) {
+      this.#replies.addWhole(slot.first(pending.replyLength), slot)
+    } else {
+      if (slot !== undefined) this.#release(slot)
+      if (type === NBD_CMD_WRITE) this.bytesWritten += length
+      this.#replies.addDone(pending)
+    }
+  }
+
+  #answerRead(pending: PendingRequest, slot: PoolSlot): void {
+    const { length, offset, pieces } = pending
+    const { format } = this.#terms
+    if (pieces !== undefined && format.kind !== 'simple') {
+      this.#replies.addPieces(chunksOf(format, pending, offset, slot.bytes, pieces), slot)
+    } else if (length > ONE_BUFFER) {
+      this.#replies.addHeaderAndData(pending, offset, slot.first(length), slot)
+    } else {
+      const start = DATA_AT - format.dataHeaderSize
+      format.writeDataHeader(slot.bytes, start, pending, offset, length)
+      this.#replies.addWhole(slot.part(start, format.dataHeaderSize + length), slot)
+    }
+  }
+
+  readonly #finishLater = (pending: PendingRequest, failure: Objection | undefined): void => {
+    this.#finish(pending, failure)
     if (!this.#closed) this.#replies.schedule()
     this.#options.onProgress()
   }
 
-  readonly #errnoFor = (error: unknown): number => {
+  readonly #failureFor = (error: unknown): Objection => {
     // A bug of ours must end the process, not be reported to a guest as a bad disk.
     if (error instanceof AssertionFailure) throw error
     if (!(error instanceof Fault)) {
       this.#options.logger.error({ error }, 'a device failed with an error that is not a fault')
-      return NBD_EIO
+      return { error: NBD_EIO, reason: 'the disk failed' }
     }
     const unusual = error.code === 'IO' || error.code === 'NO_SPACE'
     // Once per connection: a failing disk would otherwise write a line for each request.
     if (unusual && this.errors === 0)
       this.#options.logger.warn({ fault: error.message }, 'a request failed')
-    return errnoOf(error.code)
+    // Where it happened is this machine's business: the client is told only what.
+    return { error: errnoOf(error.code), reason: error.what }
   }
 
   #release(slot: PoolSlot): void {
     this.#options.share.release(this.#options.claim, slot)
   }
-}
-
-/** Bytes of pool memory that a READ or WRITE takes. */
-function memoryFor({ type, length }: RequestHeader): number {
-  return type === NBD_CMD_READ && length > 0 && length <= ONE_BUFFER
-    ? length + SIMPLE_REPLY_SIZE
-    : length
-}
-
-/** Where the data of a READ goes within its slot. */
-function dataOf(slot: PoolSlot, length: number): Buffer {
-  return length > ONE_BUFFER
-    ? slot.first(length)
-    : slot.bytes.subarray(SIMPLE_REPLY_SIZE, SIMPLE_REPLY_SIZE + length)
-}
-
-/** The command flags that this device's transmission flags allow (section "Command flags"). */
-function allowedFlags(type: number, { can }: BlockDevice): number {
-  const fua = can.fua ? NBD_CMD_FLAG_FUA : 0
-  if (type !== NBD_CMD_WRITE_ZEROES) return fua
-  return fua | NBD_CMD_FLAG_NO_HOLE | (can.fastZero ? NBD_CMD_FLAG_FAST_ZERO : 0)
-}
-
-function requestFlags(flags: number): number {
-  if (flags === 0) return 0
-  return (
-    ((flags & NBD_CMD_FLAG_FUA) !== 0 ? FUA : 0) |
-    ((flags & NBD_CMD_FLAG_NO_HOLE) !== 0 ? NO_HOLE : 0) |
-    ((flags & NBD_CMD_FLAG_FAST_ZERO) !== 0 ? FAST_ZERO : 0)
-  )
 }

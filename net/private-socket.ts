@@ -1,8 +1,9 @@
 /**
- * A listening unix socket that only its owner can ever connect to.
+ * A listening unix socket that only its owner can ever connect to, or those that a mode lets in.
  *
  * Invariants:
- *  - The socket appears under its path with mode 0600: it is made in a private folder and linked into place.
+ *  - The socket appears under its path with its mode, 0600 unless told: it is made in a private folder and linked into
+ *    place.
  *  - A socket that a living server listens on is never taken away; one that a dead server left behind is replaced.
  *  - Nothing but a socket is ever removed from the path, and on closing only the one that was put there.
  */
@@ -31,13 +32,14 @@ export async function listenPrivately(
   server: Server,
   given: string,
   what: string,
+  mode = 0o600,
 ): Promise<PrivateSocket> {
   const path = resolve(given)
   try {
     // Beside the socket, so that it can be linked, and in the only folder that must be writable; join() would lose the dot.
     const folder = await mkdtemp(`${dirname(path)}/.`)
     try {
-      return await listenIn(server, folder, path, what)
+      return await listenIn(server, folder, path, what, mode)
     } finally {
       await rm(folder, { recursive: true, force: true })
     }
@@ -54,6 +56,7 @@ async function listenIn(
   folder: string,
   path: string,
   what: string,
+  mode: number,
 ): Promise<PrivateSocket> {
   const made = join(folder, 's')
   if (Buffer.byteLength(path) > LONGEST_PATH || Buffer.byteLength(made) > LONGEST_PATH) {
@@ -66,7 +69,7 @@ async function listenIn(
   server.listen(made)
   await listening
   try {
-    await chmod(made, 0o600)
+    await chmod(made, mode)
     const { ino, dev } = await lstat(made)
     await putInPlace(made, path, folder, what)
     return {

@@ -73,6 +73,10 @@ export class ActiveDisk implements BlockDevice {
     return this.#image.status(at, length)
   }
 
+  cache(at: number, length: number): MaybePromise<void> {
+    return this.#image.cache?.(at, length)
+  }
+
   resize(size: number): Promise<void> {
     return this.#image.resize(size)
   }

@@ -13,6 +13,7 @@
 import {
   FUA,
   type BlockDevice,
+  type BlockMaps,
   type Capabilities,
   type Extent,
   type Geometry,
@@ -21,10 +22,12 @@ import {
 import { Fault } from '../core/fault.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import { RangeLock, type RangeTicket } from '../core/range-lock.ts'
-import { MiB, SECTOR } from '../core/units.ts'
+import { MiB } from '../core/units.ts'
 import type { Link } from './environment.ts'
+import { dirtyExtents } from './machine/dirty-extents.ts'
 import { frame, MAX_PAYLOAD, PUNCH } from './machine/frame.ts'
 import type { PrimaryMachine } from './machine/primary.ts'
+import { sectorGeometry } from './sector-geometry.ts'
 
 const ZEROES = Buffer.alloc(1 * MiB)
 
@@ -42,6 +45,7 @@ export interface PrimaryContext {
 
 export class PrimaryDisk implements BlockDevice {
   readonly name: string
+  readonly maps: BlockMaps
   readonly #below: BlockDevice
   readonly #group: PrimaryContext
   readonly #index: number
@@ -53,18 +57,17 @@ export class PrimaryDisk implements BlockDevice {
     this.#below = below
     this.#group = group
     this.#index = index
+    this.maps = {
+      ...below.maps,
+      dirty: (at, length) =>
+        dirtyExtents(at, length, (from, limit) =>
+          group.machine.nextDirty(index, from, limit, group.machine.committed),
+        ),
+    }
   }
 
   get geometry(): Geometry {
-    const { block, ...geometry } = this.#below.geometry
-    return {
-      ...geometry,
-      block: {
-        ...block,
-        min: Math.max(block.min, SECTOR),
-        preferred: Math.max(block.preferred, SECTOR),
-      },
-    }
+    return sectorGeometry(this.#below.geometry)
   }
 
   get can(): Capabilities {
@@ -104,6 +107,10 @@ export class PrimaryDisk implements BlockDevice {
 
   status(at: number, length: number): MaybePromise<Extent[]> {
     return this.#below.status(at, length)
+  }
+
+  cache(at: number, length: number): MaybePromise<void> {
+    return this.#below.cache?.(at, length)
   }
 
   resize(): Promise<void> {

@@ -1,7 +1,12 @@
-/** A replicated disk as its export has it, whatever role the replica has: each request goes to the present role's disk. */
+/**
+ * A replicated disk as its export has it, whatever role the replica has: each request goes to the present role's disk.
+ *
+ * Invariant: geometry, capabilities and maps are the same from open to close, since clients learn them once.
+ */
 
 import type {
   BlockDevice,
+  BlockMaps,
   Capabilities,
   Extent,
   Geometry,
@@ -9,14 +14,25 @@ import type {
 } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
 import type { MaybePromise } from '../core/maybe-promise.ts'
+import { sectorGeometry } from './sector-geometry.ts'
 
 export class ReplicaDisk implements BlockDevice {
   readonly name: string
+  readonly geometry: Geometry
+  readonly can: Capabilities
+  readonly maps: BlockMaps
   readonly #close: () => Promise<void>
   #device: BlockDevice
 
-  constructor(name: string, device: BlockDevice, close: () => Promise<void>) {
+  /** @param image what every role stands on */
+  constructor(name: string, image: BlockDevice, device: BlockDevice, close: () => Promise<void>) {
     this.name = name
+    this.geometry = sectorGeometry(image.geometry)
+    this.can = { ...image.can, trim: image.can.trim && image.can.zero, resize: false }
+    // A secondary does not know what changed since the last checkpoint: all of it, possibly.
+    this.maps = {
+      dirty: (at, length) => this.#device.maps?.dirty?.(at, length) ?? [{ at, length, value: 1 }],
+    }
     this.#device = device
     this.#close = close
   }
@@ -24,14 +40,6 @@ export class ReplicaDisk implements BlockDevice {
   /** The replica has changed its role; requests that are under way end where they began. */
   use(device: BlockDevice): void {
     this.#device = device
-  }
-
-  get geometry(): Geometry {
-    return this.#device.geometry
-  }
-
-  get can(): Capabilities {
-    return this.#device.can
   }
 
   read(into: Buffer, at: number): MaybePromise<void> {
@@ -56,6 +64,10 @@ export class ReplicaDisk implements BlockDevice {
 
   status(at: number, length: number): MaybePromise<Extent[]> {
     return this.#device.status(at, length)
+  }
+
+  cache(at: number, length: number): MaybePromise<void> {
+    return this.#device.cache?.(at, length)
   }
 
   resize(): Promise<void> {

@@ -101,7 +101,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       settled: () => this.#secondary.log.settled(index),
     })
     // The first disk that closes ends the group: its disks are one.
-    const disk = new ReplicaDisk(name, passive, async () => {
+    const disk = new ReplicaDisk(name, image, passive, async () => {
       try {
         await this.close()
       } finally {

@@ -16,9 +16,9 @@ import type {
 } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
 import type { MaybePromise } from '../core/maybe-promise.ts'
-import { SECTOR } from '../core/units.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { PageMemory } from '../ramdisk/page-memory.ts'
+import { sectorGeometry } from './sector-geometry.ts'
 
 /** What a disk needs of its group. */
 export interface SecondaryContext {
@@ -52,15 +52,7 @@ export class SecondaryDisk implements BlockDevice {
   }
 
   get geometry(): Geometry {
-    const { block, ...geometry } = this.#below.geometry
-    return {
-      ...geometry,
-      block: {
-        ...block,
-        min: Math.max(block.min, SECTOR),
-        preferred: Math.max(block.preferred, SECTOR),
-      },
-    }
+    return sectorGeometry(this.#below.geometry)
   }
 
   get can(): Capabilities {

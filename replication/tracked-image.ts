@@ -66,6 +66,10 @@ export class TrackedImage implements BlockDevice {
     return this.#below.status(at, length)
   }
 
+  cache(at: number, length: number): MaybePromise<void> {
+    return this.#below.cache?.(at, length)
+  }
+
   resize(size: number): Promise<void> {
     return this.#below.resize(size)
   }

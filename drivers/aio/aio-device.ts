@@ -32,6 +32,7 @@ import {
   EXTENTS,
   PROBE_PUNCH,
   READ,
+  READ_AHEAD,
   RESIZE,
   SYNC,
   THREAD_LOST,
@@ -200,6 +201,12 @@ export class AioDevice implements BlockDevice {
     return extents
   }
 
+  async cache(at: number, length: number): Promise<void> {
+    this.#admit(at, length)
+    const { result } = await this.#ask(READ_AHEAD, at, length, 0)
+    if (result < 0) throw this.#fault(result, 'read ahead', at)
+  }
+
   async resize(size: number): Promise<void> {
     const { directAlignment } = this.#image
     if (!this.can.resize) {
@@ -232,7 +239,7 @@ export class AioDevice implements BlockDevice {
   }
 
   async #capabilities(): Promise<Capabilities> {
-    const { readOnly, logicalBlock, discards, zeroesFast } = this.#image
+    const { readOnly, logicalBlock, discards, zeroesFast, directAlignment } = this.#image
     const file = logicalBlock === 0
     let punch = !file && zeroesFast
     if (file && this.#native !== undefined && !readOnly) {
@@ -248,7 +255,7 @@ export class AioDevice implements BlockDevice {
       fastZero: !readOnly && native && unmap && punch,
       status: native && file,
       resize: !readOnly && file,
-      cache: false,
+      cache: native && directAlignment === 0,
     }
   }
 

@@ -86,6 +86,8 @@ function perform(slot: number, operation: number, at: number, length: number): n
       return image.resize(at)
     case ring.PROBE_PUNCH:
       return image.probePunch(at)
+    case ring.READ_AHEAD:
+      return native?.willNeed(start.image.fd, at, length) ?? -errno('EOPNOTSUPP')
     default:
       return -errno('ENOSYS')
   }

@@ -23,6 +23,7 @@ export const LOCK_EX = 2
 export const LOCK_NB = 4
 
 const RWF_NOWAIT = 8
+const POSIX_FADV_WILLNEED = 3
 const BLKDISCARD = 0x1277
 const F_OFD_SETLK = 37
 const F_RDLCK = 0
@@ -40,6 +41,8 @@ export interface Native {
   fallocate(fd: number, mode: number, at: number, length: number): number
   seek(fd: number, at: number, whence: number): number
   discard(fd: number, at: number, length: number): number
+  /** Has the page cache read a range in advance. */
+  willNeed(fd: number, at: number, length: number): number
   flock(fd: number, operation: number): number
   /** A shared lock of the open file description on one byte, as QEMU takes them on its images. */
   lockByte(fd: number, at: number): number
@@ -92,6 +95,9 @@ function declare(koffi: Koffi, libc: ReturnType<Koffi['load']>): Native {
   const lseek: Call<[number, number, number]> = libc.func(
     'int64 lseek64(int fd, int64 at, int whence)',
   )
+  const fadvise: Call<[number, number, number, number]> = libc.func(
+    'int posix_fadvise64(int fd, int64 at, int64 length, int advice)',
+  )
   const flock: Call<[number, number]> = libc.func('int flock(int fd, int operation)')
   const ioctl: Call<[number, number, BigInt64Array]> = libc.func(
     'int ioctl(int fd, unsigned long request, void *argument)',
@@ -129,6 +135,8 @@ function declare(koffi: Koffi, libc: ReturnType<Koffi['load']>): Native {
     seek: (fd, at, whence) => checked(lseek(fd, at, whence)),
     discard: (fd, at, length) =>
       checked(ioctl(fd, BLKDISCARD, BigInt64Array.of(BigInt(at), BigInt(length)))),
+    // This call gives its error instead of setting errno.
+    willNeed: (fd, at, length) => -fadvise(fd, at, length, POSIX_FADV_WILLNEED),
     flock: (fd, operation) => checked(flock(fd, operation)),
     lockByte: (fd, at) => checked(fcntl(fd, F_OFD_SETLK, flockStructure(F_RDLCK, at))),
   }

@@ -26,7 +26,8 @@ export const TRIM = 4
 export const EXTENTS = 5
 export const RESIZE = 6
 export const PROBE_PUNCH = 7
-export type Operation = 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7
+export const READ_AHEAD = 8
+export type Operation = 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8
 
 /** Results beyond the errno numbers. */
 export const ENDED_EARLY = -1_000_000 // a read met the end of the file within the disk

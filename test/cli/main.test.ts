@@ -19,7 +19,7 @@ interface Ran {
 
 async function run(...args: string[]): Promise<Ran> {
   let out = ''
-  const terminal = { print: (text: string) => void (out += `${text}\n`), env: {}, uid: 0 }
+  const terminal = { print: (text: string) => void (out += `${text}\n`), env: {}, uid: 0, pid: 1 }
   const { code, complaint } = await outcome(args, terminal)
   return { code, out, complaint }
 }

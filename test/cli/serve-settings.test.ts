@@ -8,7 +8,7 @@ import { serve } from '../../cli/serve.ts'
 import { defaultStateDir } from '../../cli/state-dir.ts'
 
 const NO_FILE: ServeConfig = { exports: [], listen: [] }
-const TERMINAL = { print: () => undefined, env: {}, uid: 0 }
+const TERMINAL = { print: () => undefined, env: {}, uid: 0, pid: 1 }
 const UNIX = 'unix:/run/nbd.sock'
 
 function settings(flags: Record<string, string[]>, config: ServeConfig = NO_FILE): ServeSettings {
@@ -30,6 +30,7 @@ void t.test('flags alone are enough', (t) => {
     stateDir: '/var/lib/colotap',
     logLevel: 'info',
     insecure: false,
+    limits: {},
   })
   t.end()
 })
@@ -92,6 +93,33 @@ void t.test('settings that cannot be meant are refused', (t) => {
   t.throws(() => settings({ listen: [UNIX] }), UsageError)
   const exposed = { export: ['a=ram:1M'], listen: ['tcp:0.0.0.0:1'], insecure: [''] }
   t.match(settings(exposed).listen, [{ host: '0.0.0.0' }])
+  t.end()
+})
+
+void t.test('limits of clients come from the file or the flags', (t) => {
+  const file: ServeConfig = {
+    exports: [{ name: 'a', pipeline: 'ram:1M' }],
+    listen: [UNIX],
+    maxConnections: 5,
+    handshakeTimeoutMs: 100,
+  }
+  t.strictSame(settings({}, file).limits, { connections: 5, handshakeMs: 100 })
+  const flags = { 'max-connections': ['7'], 'idle-timeout-ms': ['60000'] }
+  t.strictSame(settings(flags, file).limits, { connections: 7, handshakeMs: 100, idleMs: 60_000 })
+  for (const text of ['0', '-1', '1.5', 'many', '10001', ''])
+    t.throws(() => settings({ 'max-connections': [text] }, file), UsageError, `"${text}"`)
+  t.throws(() => settings({}, { ...file, idleTimeoutMs: 0.5 }), { code: 'INVALID' })
+  t.end()
+})
+
+void t.test('a description is a text of the protocol', (t) => {
+  const file = (description: string): ServeConfig => ({
+    exports: [{ name: 'a', pipeline: 'ram:1M', description }],
+    listen: [UNIX],
+  })
+  t.match(settings({}, file('ä'.repeat(2048))).exports, [{ description: /^ä+$/ }])
+  t.throws(() => settings({}, file('ä'.repeat(2049))), { message: /4096 bytes.*export "a"/ })
+  t.throws(() => settings({}, file('a\0b')), { message: /description/ })
   t.end()
 })
 

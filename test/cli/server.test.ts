@@ -38,7 +38,7 @@ function watched(open: Set<string>): Driver {
 function settingsIn(
   folder: string,
   exports: Record<string, string>,
-): Pick<ServeSettings, 'exports' | 'listen' | 'control' | 'stateDir' | 'insecure'> {
+): Omit<ServeSettings, 'logLevel'> {
   return {
     exports: Object.entries(exports).map(([name, pipeline]) => ({
       name,
@@ -50,6 +50,7 @@ function settingsIn(
     control: join(folder, 'control.sock'),
     stateDir: join(folder, 'state'),
     insecure: false,
+    limits: {},
   }
 }
 

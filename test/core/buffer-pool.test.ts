@@ -73,6 +73,11 @@ void t.test('one equal part is one Buffer object', (t) => {
   const slot = new BufferPool(MiB).tryAcquire(4096)
   t.equal(slot?.first(100), slot?.first(100))
   t.not(slot?.first(100), slot?.first(101))
+  const [data, message] = [slot?.part(64, 1024), slot?.part(36, 1052)]
+  t.equal(slot?.part(64, 1024), data)
+  t.equal(slot?.part(36, 1052), message, 'of two parts that take turns')
+  t.equal((data?.byteOffset ?? 0) - (message?.byteOffset ?? 0), 28)
+  t.equal(message?.length, 1052)
   t.end()
 })
 

@@ -38,6 +38,8 @@ const refused: readonly (readonly [
   ['a write of nothing', (disk) => disk.write(Buffer.alloc(0), 0, 0), 'INVALID'],
   ['zeroing nothing', (disk) => disk.zero(0, 0, 0), 'INVALID'],
   ['an endless trim', (disk) => disk.trim(0, Number.POSITIVE_INFINITY, 0), 'INVALID'],
+  ['preparing beyond the end', (disk) => disk.cache?.(SIZE, 1), 'INVALID'],
+  ['preparing what cannot be', (disk) => disk.cache?.(0, 512), 'NOT_SUPPORTED'],
   ['a read that is too long', (disk) => disk.read(Buffer.alloc(8193), 0), 'INVALID'],
   ['a write that is too long', (disk) => disk.write(Buffer.alloc(8193), 0, 0), 'INVALID'],
   ['a size of nothing', (disk) => disk.resize(0), 'INVALID'],
@@ -51,6 +53,41 @@ for (const [what, request, code] of refused) {
     t.strictSame(below.calls, [])
   })
 }
+
+void t.test('a range to prepare grows to whole blocks', async (t) => {
+  const [disk, below] = guarded({ min: 512, size: 4000, can: { cache: true } })
+  await disk.cache(100, 1)
+  await disk.cache(600, 1000)
+  await disk.cache(3999, 1)
+  t.strictSame(below.calls, ['cache 0+512', 'cache 512+1536', 'cache 3584+416'])
+})
+
+void t.test(
+  'the maps of the device below are offered, and asked only within the disk',
+  async (t) => {
+    const below = new RecordingDevice()
+    const asked: string[] = []
+    below.maps = {
+      dirty: (at, length) => {
+        asked.push(`${at}+${length}`)
+        return [{ at, length, value: 1 }]
+      },
+    }
+    const disk = new Guard(below, false)
+    t.strictSame(Object.keys(disk.maps), ['dirty'])
+    t.strictSame(disk.maps.dirty?.(5, 10), [{ at: 5, length: 10, value: 1 }])
+    for (const [at, length] of [
+      [SIZE, 1],
+      [0, SIZE + 1],
+      [0, 0],
+    ] as const)
+      t.throws(() => disk.maps.dirty?.(at, length), { code: 'INVALID' })
+    await disk.close()
+    t.throws(() => disk.maps.dirty?.(0, 1), { code: 'SHUTDOWN' })
+    t.strictSame(asked, ['5+10'])
+    t.strictSame(Object.keys(guarded()[0].maps), [], 'and none where there is none')
+  },
+)
 
 void t.test('a read-only disk refuses every change and serves the rest', async (t) => {
   for (const [disk, below] of [guarded({}, true), guarded({ readOnly: true })]) {

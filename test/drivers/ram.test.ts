@@ -37,6 +37,30 @@ void t.test('status of a huge disk stops early rather than late', (t) => {
   t.end()
 })
 
+void t.test('clearing far more than there is leaves exactly what is around it', (t) => {
+  const size = 1024 * 1024 * MiB + 5
+  for (const [from, to] of [
+    [1, size],
+    [MiB / 2, size - 3],
+    [16 * 1024, size],
+    [16 * 1024 + 1, 1024 * MiB],
+  ] as const) {
+    const disk = new RamDevice(size)
+    const written = [0, 16 * 1024, MiB / 2 - 4, 1024 * MiB - 4, size - 8]
+    for (const at of written) disk.write(Buffer.alloc(8, 1), at)
+    disk.trim(from, to - from)
+    for (const at of written) {
+      const into = Buffer.alloc(8)
+      disk.read(into, at)
+      const expected = Buffer.from(
+        into.map((_, index) => Number(at + index < from || at + index >= to)),
+      )
+      t.strictSame(into, expected, `${at} after clearing ${from} to ${to}`)
+    }
+  }
+  t.end()
+})
+
 void t.test('a disk that grows again shows zeroes', async (t) => {
   const disk = new RamDevice(MiB)
   disk.write(Buffer.alloc(MiB, 1), 0)

@@ -5,7 +5,13 @@
 
 import assert from 'node:assert/strict'
 
-import type { BlockDevice, Capabilities, Extent, Geometry } from '../../core/block-device.ts'
+import type {
+  BlockDevice,
+  BlockMaps,
+  Capabilities,
+  Extent,
+  Geometry,
+} from '../../core/block-device.ts'
 import type { MaybePromise } from '../../core/maybe-promise.ts'
 
 export interface RecordingOptions {
@@ -35,6 +41,7 @@ export class RecordingDevice implements BlockDevice {
   bytes: Buffer
   /** What was asked: `write 0+4096 fua`, and so on. */
   readonly calls: string[] = []
+  maps: BlockMaps | undefined
   /** Awaited by every request before it answers, when `later` is set. */
   gate: Promise<void> = Promise.resolve()
   readonly #later: boolean
@@ -85,6 +92,12 @@ export class RecordingDevice implements BlockDevice {
   status(at: number, length: number): Extent[] {
     this.#record('status', at, length, 0)
     return [{ at, length, kind: 'data' }]
+  }
+
+  cache(at: number, length: number): MaybePromise<void> {
+    assert.ok(this.can.cache)
+    this.#record('cache', at, length, 0)
+    return this.#answer(() => undefined)
   }
 
   resize(size: number): Promise<void> {

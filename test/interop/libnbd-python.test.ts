@@ -172,4 +172,130 @@ h.shutdown()
       t.same(await server.stop(), CLEAN_EXIT)
     },
   )
+
+  void t.test(`libnbd reads ${backend} in chunks, and whole where it asks for that`, async (t) => {
+    const { server, uri } = await serveDisk(t, backend, SIZE)
+    const result = await libnbd(
+      t,
+      uri,
+      `
+h.pwrite(b"d" * 1048576, 1048576)
+kinds = {nbd.READ_DATA: "data", nbd.READ_HOLE: "hole", nbd.READ_ERROR: "error"}
+def chunks(count, offset, flags=0):
+    seen = []
+    data = h.pread_structured(count, offset, lambda b, o, k, e: seen.append([kinds[k], o, len(b)]), flags)
+    expected = bytes(size)[:1048576] + b"d" * 1048576 + bytes(size - 2097152)
+    assert data == expected[offset:offset + count]
+    return seen
+print(json.dumps({
+  "structured": h.get_structured_replies_negotiated(),
+  "small": chunks(4096, 1048576),
+  "sparse": chunks(3145728, 0),
+  "whole": chunks(3145728, 0, nbd.CMD_FLAG_DF),
+}))
+h.shutdown()
+`,
+    )
+    const MIB = 1024 * 1024
+    t.same(result, {
+      structured: true,
+      small: [['data', MIB, 4096]],
+      sparse: [
+        ['hole', 0, MIB],
+        ['data', MIB, MIB],
+        ['hole', 2 * MIB, MIB],
+      ],
+      whole: [['data', 0, 3 * MIB]],
+    })
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
+
+  void t.test(`libnbd without structured replies is served by ${backend} as well`, async (t) => {
+    const { server, uri } = await serveDisk(t, backend, SIZE)
+    const result = await libnbd(
+      t,
+      uri,
+      `
+plain = nbd.NBD()
+plain.set_request_structured_replies(False)
+plain.connect_uri(sys.argv[1])
+plain.pwrite(b"plain", 3)
+print(json.dumps({
+  "structured": plain.get_structured_replies_negotiated(),
+  "df": plain.can_df(),
+  "data": plain.pread(1048576, 0)[3:8].decode(),
+}))
+plain.shutdown()
+h.shutdown()
+`,
+    )
+    t.same(result, { structured: false, df: false, data: 'plain' })
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
+
+  void t.test(`libnbd lists, selects and asks for the contexts of ${backend}`, async (t) => {
+    const { server, uri } = await serveDisk(t, backend, SIZE)
+    const result = await libnbd(
+      t,
+      uri,
+      `
+h.pwrite(b"d" * 1048576, 1048576)
+listed = []
+o = nbd.NBD()
+o.set_opt_mode(True)
+o.connect_uri(sys.argv[1])
+o.opt_list_meta_context(lambda name: listed.append(name))
+o.add_meta_context("base:allocation")
+o.add_meta_context("qemu:dirty-bitmap:none")
+o.opt_go()
+said = []
+def note(name, offset, entries, error):
+    said.append([name, offset, entries])
+o.block_status(size, 0, note)
+o.block_status(size - 1048576, 1048576, note, nbd.CMD_FLAG_REQ_ONE)
+o.set_strict_mode(0)
+def ignore(name, offset, entries, error):
+    pass
+print(json.dumps({
+  "listed": listed,
+  "other": o.can_meta_context("qemu:dirty-bitmap:none"),
+  "said": said,
+  "beyond": error_of(lambda: o.block_status(2, size - 1, ignore)),
+}))
+o.shutdown()
+h.shutdown()
+`,
+    )
+    const MIB = 1024 * 1024
+    t.same(result, {
+      listed: ['base:allocation'],
+      other: false,
+      said: [
+        ['base:allocation', 0, [MIB, 3, MIB, 0, SIZE - 2 * MIB, 3]],
+        ['base:allocation', MIB, [MIB, 0]],
+      ],
+      beyond: 'EINVAL',
+    })
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
+
+  void t.test(`a large write of zeroes and a cache are served by ${backend}`, async (t) => {
+    const { server, uri } = await serveDisk(t, backend, 3 * 1024 ** 3)
+    const result = await libnbd(
+      t,
+      uri,
+      `
+h.pwrite(b"x" * 100, 2 << 30)
+h.zero(size, 0, nbd.CMD_FLAG_FAST_ZERO)
+zeroed = h.pread(100, 2 << 30) == bytes(100)
+h.trim(size, 0)
+cached = error_of(lambda: h.cache(size, 0))
+print(json.dumps({"zeroed": zeroed, "cached": cached, "can": h.can_cache()}))
+h.shutdown()
+`,
+    )
+    const can = backend === 'aio'
+    t.same(result, { zeroed: true, cached: can ? 'accepted' : 'EINVAL', can })
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
 }

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { readFile } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { mustRun } from '../support/child.ts'
 import { serveColotap } from '../support/colotap.ts'
@@ -20,16 +20,29 @@ async function nbdinfo(scope: Scope, ...args: string[]): Promise<unknown> {
   return JSON.parse(await mustRun(scope, 'nbdinfo', ['--json', ...args]))
 }
 
+/** Bytes that a file takes on its disk. */
+async function allocated(file: string): Promise<number> {
+  return (await stat(file)).blocks * 512
+}
+
 for (const backend of BACKENDS) {
   void t.test(`nbdinfo sees the size and the abilities of ${backend}`, async (t) => {
     const { server, uri } = await serveDisk(t, backend, SIZE)
     t.match(await nbdinfo(t, uri), {
       protocol: 'newstyle-fixed',
       TLS: false,
+      structured: true,
       exports: [
         {
           'export-name': 'disk',
           'export-size': SIZE,
+          contexts: ['base:allocation'],
+          block_size_minimum: 1,
+          block_size_preferred: 4096,
+          block_size_maximum: 32 * 1024 * 1024,
+          can_df: true,
+          can_fast_zero: true,
+          can_cache: backend === 'aio',
           is_read_only: false,
           can_flush: true,
           can_fua: true,
@@ -52,6 +65,36 @@ for (const backend of BACKENDS) {
     t.equal(difference(await readFile(back), content), undefined)
     t.same(await server.stop(), CLEAN_EXIT)
     if (image !== undefined) t.equal(await imageDifference(image, content), undefined)
+  })
+
+  void t.test(`nbdinfo --map shows what is allocated on ${backend}`, async (t) => {
+    const { server, uri } = await serveDisk(t, backend, SIZE)
+    await mustRun(t, 'qemu-io', ['-f', 'raw', '-c', 'write -P 1 4M 2M', uri])
+    const hole = { type: 3, description: 'hole,zero' }
+    const MIB = 1024 * 1024
+    t.match(await nbdinfo(t, '--map', uri), [
+      { offset: 0, length: 4 * MIB, ...hole },
+      { offset: 4 * MIB, length: 2 * MIB, type: 0, description: 'data' },
+      { offset: 6 * MIB, length: SIZE - 6 * MIB, ...hole },
+    ])
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
+
+  void t.test(`what is a hole on ${backend} stays one in nbdcopy's file, and back`, async (t) => {
+    const { server, uri, directory, image } = await serveDisk(t, backend, SIZE)
+    const source = path.join(directory, 'source.raw')
+    const back = path.join(directory, 'back.raw')
+    const content = await createSparseImage(source, SIZE)
+    for (const [from, to] of [
+      [source, uri],
+      [uri, back],
+    ] as const)
+      await mustRun(t, 'nbdcopy', ['--connections=4', '--sparse=4096', from, to])
+    t.equal(difference(await readFile(back), content), undefined)
+    const most = await allocated(source)
+    t.ok((await allocated(back)) <= most + 64 * 1024, 'the copy is as sparse as its source')
+    if (image !== undefined) t.ok((await allocated(image)) <= most + 64 * 1024)
+    t.same(await server.stop(), CLEAN_EXIT)
   })
 
   void t.test(`nbdcopy --destination-is-zero and --allocated agree on ${backend}`, async (t) => {

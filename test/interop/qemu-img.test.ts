@@ -28,6 +28,19 @@ for (const backend of BACKENDS) {
     if (image !== undefined) t.equal(await imageDifference(image, content), undefined)
   })
 
+  void t.test(`qemu-img map sees data and holes of ${backend}`, async (t) => {
+    const { server, uri } = await serveDisk(t, backend, SIZE)
+    await mustRun(t, 'qemu-io', ['-f', 'raw', '-c', 'write -P 1 4M 2M', uri])
+    const mapped = await mustRun(t, 'qemu-img', ['map', '-f', 'raw', '--output=json', uri])
+    const MIB = 1024 * 1024
+    t.match(JSON.parse(mapped), [
+      { start: 0, length: 4 * MIB, zero: true, data: false },
+      { start: 4 * MIB, length: 2 * MIB, zero: false, data: true },
+      { start: 6 * MIB, length: SIZE - 6 * MIB, zero: true, data: false },
+    ])
+    t.same(await server.stop(), CLEAN_EXIT)
+  })
+
   void t.test(`qemu-img compare notices one changed byte on ${backend}`, async (t) => {
     const { server, uri, directory } = await serveDisk(t, backend, SIZE)
     const source = path.join(directory, 'source.raw')

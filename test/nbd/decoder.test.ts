@@ -7,9 +7,11 @@ import {
   WAIT,
   type RequestHeader,
   type RequestSink,
+  type RequestStyle,
 } from '../../nbd/decoder.ts'
 import { NBD_CMD_DISC, NBD_CMD_READ, NBD_CMD_WRITE } from '../../nbd/protocol.ts'
 import { request } from './harness.ts'
+import { BLOCK_STATUS, ask, askWith } from './wire.ts'
 
 /** Notes what comes out; waits as often as told to before it admits. */
 class Recorder implements RequestSink {
@@ -28,7 +30,7 @@ class Recorder implements RequestSink {
   }
 
   payload(header: RequestHeader): Buffer {
-    this.#payload = Buffer.alloc(header.length)
+    this.#payload = Buffer.alloc(header.payload)
     return this.#payload
   }
 
@@ -66,8 +68,12 @@ const EXPECTED = [
 ]
 
 /** Pushes the pieces as a connection does: keeps what was not consumed, and pushes again after WAIT. */
-function decode(pieces: readonly Buffer[], sink: RequestSink): RequestDecoder {
-  const decoder = new RequestDecoder(sink, 1000)
+function decode(
+  pieces: readonly Buffer[],
+  sink: RequestSink,
+  style: RequestStyle = 'compact',
+): RequestDecoder {
+  const decoder = new RequestDecoder(sink, 1000, style)
   for (const piece of pieces) {
     let at = 0
     do at = decoder.push(piece, at, piece.length)
@@ -85,6 +91,46 @@ void t.test('requests come out the same wherever the stream is cut in two', (t) 
     t.ok(decoder.ended)
     t.equal(decoder.violation, undefined)
   }
+  t.end()
+})
+
+const EXTENDED_STREAM = Buffer.concat([
+  ask('extended', NBD_CMD_READ, 1, 2 ** 40, 2 ** 41),
+  ask('extended', NBD_CMD_WRITE, 2, 512, 5, 1),
+  Buffer.from('hello'),
+  askWith(BLOCK_STATUS, 3, 7, Buffer.alloc(12, 'f')),
+  askWith(99, 4, 7, Buffer.alloc(0)),
+  ask('extended', NBD_CMD_READ, 5, 2n ** 64n - 1n, 2n ** 64n - 1n),
+  ask('extended', NBD_CMD_DISC, 6, 0, 0),
+])
+const SATURATED = Number.MAX_SAFE_INTEGER
+const EXTENDED_EXPECTED = [
+  `0/0 #1 ${2 ** 40}+${2 ** 41} refused 22`,
+  '1/33 #2 512+5 hello',
+  '7/32 #3 7+12 ffffffffffff',
+  '99/32 #4 7+0 ',
+  `0/0 #5 ${SATURATED}+${SATURATED} refused 22`,
+  '2/0 #6 0+0 ',
+]
+
+void t.test('extended requests come out the same wherever the stream is cut in two', (t) => {
+  for (let cut = 0; cut <= EXTENDED_STREAM.length; cut += 1) {
+    const sink = new Recorder()
+    sink.refuseAbove = 39
+    const pieces = [EXTENDED_STREAM.subarray(0, cut), EXTENDED_STREAM.subarray(cut)]
+    const decoder = decode(pieces, sink, 'extended')
+    t.strictSame(sink.lines, EXTENDED_EXPECTED, `cut at ${cut}`)
+    t.ok(decoder.ended)
+    t.equal(decoder.violation, undefined)
+  }
+  t.end()
+})
+
+void t.test('a header of the other style ends the stream', (t) => {
+  const sink = new Recorder()
+  t.match(decode([STREAM], sink, 'extended').violation, /magic/)
+  t.match(decode([EXTENDED_STREAM], sink).violation, /magic/)
+  t.strictSame(sink.lines, [])
   t.end()
 })
 
@@ -118,6 +164,13 @@ void t.test('a wrong magic ends the stream, and says so', (t) => {
   t.end()
 })
 
+void t.test('any extended payload too long to drain ends the stream', (t) => {
+  const sink = new Recorder()
+  const long = askWith(BLOCK_STATUS, 1, 0, Buffer.alloc(1001))
+  t.match(decode([long], sink, 'extended').violation, /1001 bytes/)
+  t.end()
+})
+
 void t.test('a WRITE too long to drain ends the stream', (t) => {
   const sink = new Recorder()
   t.match(decode([request(NBD_CMD_WRITE, 1, 0, 1001)], sink).violation, /1001 bytes/)
@@ -144,20 +197,24 @@ void t.test('a large payload can be read straight into place, its beginning copi
 void t.test('random bytes never crash the decoder nor make it give a request twice', (t) => {
   fc.assert(
     fc.property(
+      fc.constantFrom<RequestStyle>('compact', 'extended'),
       fc.array(
         fc.oneof(
           fc.uint8Array({ maxLength: 60 }).map((bytes) => Buffer.from(bytes)),
           fc
             .tuple(fc.nat(9), fc.nat(2 ** 16 - 1), fc.nat(), fc.nat(60))
             .map(([type, flags, at, length]) => request(type, 1, at, length, flags)),
+          fc
+            .tuple(fc.nat(9), fc.nat(2 ** 16 - 1), fc.nat(), fc.nat(60))
+            .map(([type, flags, at, length]) => ask('extended', type, 1, at, length, flags)),
         ),
         { maxLength: 20 },
       ),
-      (pieces) => {
+      (style, pieces) => {
         const whole = new Recorder()
-        decode([Buffer.concat(pieces)], whole)
+        decode([Buffer.concat(pieces)], whole, style)
         const cut = new Recorder()
-        decode(pieces, cut)
+        decode(pieces, cut, style)
         t.strictSame(cut.lines, whole.lines)
       },
     ),

@@ -17,7 +17,7 @@ import { NbdClient } from '../../nbd/client.ts'
 import { goPayload, optionRequest } from '../../nbd/client-handshake.ts'
 import { writeRequest } from '../../nbd/client.ts'
 import type { ExportTable } from '../../nbd/export.ts'
-import { NBD_OPT_GO, REQUEST_HEADER_SIZE } from '../../nbd/protocol.ts'
+import { NBD_OPT_GO, NBD_REP_ACK, NBD_REP_INFO, REQUEST_HEADER_SIZE } from '../../nbd/protocol.ts'
 import { NbdServer, type ServerLimits } from '../../nbd/server.ts'
 import type { TransportMode } from '../../nbd/transport.ts'
 import { MemoryDevice } from './memory-device.ts'
@@ -29,8 +29,8 @@ export interface Stage {
   readonly address: ListenAddress
   readonly attach: () => Promise<NbdClient>
   readonly raw: () => Promise<RawClient>
-  /** A raw client that has attached to the disk. */
-  readonly rawAttached: () => Promise<RawClient>
+  /** A raw client that has attached to the disk, after options of its own. */
+  readonly rawAttached: (...options: readonly Buffer[]) => Promise<RawClient>
 }
 
 export interface StageOptions {
@@ -92,9 +92,9 @@ export async function stage(t: Test, options: StageOptions = {}): Promise<Stage>
     address,
     raw,
     attach: () => NbdClient.connect({ address, exportName: 'disk' }),
-    rawAttached: async () => {
+    rawAttached: async (...options) => {
       const client = await raw()
-      await client.attach('disk')
+      await client.attach('disk', options)
       return client
     },
   }
@@ -148,11 +148,24 @@ export class RawClient {
     for (const part of parts) this.socket.write(part)
   }
 
-  /** Greeting, flags, GO, and its replies: export, block sizes, acknowledgement. */
-  async attach(name: string): Promise<void> {
+  /** Greeting, flags, the options, which must be granted, GO, and its replies; gives the transmission flags. */
+  async attach(name: string, options: readonly Buffer[] = []): Promise<number> {
     await this.take(18)
-    this.send(CLIENT_FLAGS, optionRequest(NBD_OPT_GO, goPayload(name, [])))
-    await this.take(20 + 12 + 20 + 14 + 20)
+    this.send(CLIENT_FLAGS, ...options, optionRequest(NBD_OPT_GO, goPayload(name, [])))
+    let flags = 0
+    for (let granted = 0; granted <= options.length;) {
+      const { type, data } = await this.optionReply()
+      assert.ok(type < 2 ** 31, `granted, not ${data.toString()}`)
+      if (type === NBD_REP_ACK) granted += 1
+      if (type === NBD_REP_INFO && data.length === 12) flags = data.readUInt16BE(10)
+    }
+    return flags
+  }
+
+  async optionReply(): Promise<{ option: number; type: number; data: Buffer }> {
+    const header = await this.take(20)
+    const data = await this.take(header.readUInt32BE(16))
+    return { option: header.readUInt32BE(8), type: header.readUInt32BE(12), data }
   }
 
   /** A simple reply's error, for the cookie it names. */

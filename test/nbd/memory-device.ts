@@ -3,7 +3,13 @@
  * what the guard would check, and remembers every contract violation of its caller.
  */
 
-import type { BlockDevice, Capabilities, Extent, Geometry } from '../../core/block-device.ts'
+import type {
+  BlockDevice,
+  BlockMaps,
+  Capabilities,
+  Extent,
+  Geometry,
+} from '../../core/block-device.ts'
 import { Fault } from '../../core/fault.ts'
 import type { MaybePromise } from '../../core/maybe-promise.ts'
 import { MiB } from '../../core/units.ts'
@@ -23,12 +29,15 @@ export const ALL_CAPABILITIES: Capabilities = {
 export type AnswerMode = 'inline' | 'async' | 'held'
 
 export class MemoryDevice implements BlockDevice {
-  readonly geometry: Geometry
+  geometry: Geometry
   can: Capabilities = ALL_CAPABILITIES
   readonly bytes: Buffer
   mode: AnswerMode = 'inline'
   /** When set, every request fails with it. */
   failure: Error | undefined
+  /** What status() tells; nothing but data when not set. */
+  extents: readonly Extent[] | undefined
+  maps: BlockMaps | undefined
   /** One line per request that reached the device: `write 0+512 fua=1`. */
   readonly calls: string[] = []
   /** Requests that a guarded device should never see. */
@@ -79,13 +88,13 @@ export class MemoryDevice implements BlockDevice {
 
   zero(at: number, length: number, flags: number): MaybePromise<void> {
     return this.#answer('zero', at, length, flags, () => {
-      this.bytes.fill(0, at, at + length)
+      this.#clear(at, length)
     })
   }
 
   trim(at: number, length: number, flags: number): MaybePromise<void> {
     return this.#answer('trim', at, length, flags, () => {
-      this.bytes.fill(0, at, at + length)
+      this.#clear(at, length)
     })
   }
 
@@ -93,8 +102,21 @@ export class MemoryDevice implements BlockDevice {
     return this.#answer('flush', 0, 0, 0, () => undefined)
   }
 
-  status(at: number, length: number): Extent[] {
-    return [{ at, length, kind: 'data' }]
+  /** The part of `extents` that lies in the range, the last one not cut to it. */
+  status(at: number, length: number): MaybePromise<Extent[]> {
+    const told = this.extents ?? [{ at: 0, length: this.geometry.size, kind: 'data' }]
+    return this.#answer('status', at, length, 0, () =>
+      told
+        .filter((extent) => extent.at + extent.length > at && extent.at < at + length)
+        .map((extent) => {
+          const from = Math.max(extent.at, at)
+          return { ...extent, at: from, length: extent.at + extent.length - from }
+        }),
+    )
+  }
+
+  cache(at: number, length: number): MaybePromise<void> {
+    return this.#answer('cache', at, length, 0, () => undefined)
   }
 
   resize(): Promise<void> {
@@ -105,23 +127,29 @@ export class MemoryDevice implements BlockDevice {
     return Promise.resolve()
   }
 
-  #answer(
+  /** The disk may be larger than the memory behind it, which is then all that is kept of it. */
+  #clear(at: number, length: number): void {
+    const { length: kept } = this.bytes
+    this.bytes.fill(0, Math.min(at, kept), Math.min(at + length, kept))
+  }
+
+  #answer<T>(
     what: string,
     at: number,
     length: number,
     flags: number,
-    act: () => void,
-  ): MaybePromise<void> {
+    act: () => T,
+  ): MaybePromise<T> {
     this.calls.push(`${what} ${at}+${length} flags=${flags}`)
     if (what !== 'flush' && length === 0) this.violations.push(`${what} of nothing`)
     if (!Number.isSafeInteger(at) || at < 0 || length < 0) this.violations.push(`${what} at ${at}`)
-    const answer = (): void => {
+    const answer = (): T => {
       if (this.failure !== undefined) throw this.failure
       if (at + length > this.geometry.size) {
         const code = what === 'write' || what === 'zero' ? 'NO_SPACE' : 'INVALID'
         throw new Fault(code, 'beyond the end of the disk')
       }
-      act()
+      return act()
     }
     if (this.mode === 'inline') return answer()
     if (this.mode === 'async') {

@@ -18,6 +18,7 @@ import {
   NBD_OPT_LIST,
 } from '../../nbd/protocol.ts'
 import { CLIENT_FLAGS, tableOf } from './harness.ts'
+import { EXTENDED_HEADERS, metaPayload } from './wire.ts'
 import { ALL_CAPABILITIES, MemoryDevice } from './memory-device.ts'
 
 const ACK = 1
@@ -161,9 +162,10 @@ const badUtf8 = (): Buffer => {
 const refused: [string, number, Buffer, number][] = [
   ['an unknown option', 77, Buffer.alloc(100), ERR_UNSUP],
   ['STARTTLS', 5, Buffer.alloc(0), ERR_UNSUP],
-  ['STRUCTURED_REPLY', 8, Buffer.alloc(0), ERR_UNSUP],
-  ['LIST_META_CONTEXT', 9, Buffer.alloc(30), ERR_UNSUP],
-  ['SET_META_CONTEXT', 10, Buffer.alloc(30), ERR_UNSUP],
+  ['STRUCTURED_REPLY with data', 8, Buffer.alloc(1), ERR_INVALID],
+  ['EXTENDED_HEADERS with data', 11, Buffer.alloc(1), ERR_INVALID],
+  ['LIST_META_CONTEXT without chunks', 9, metaPayload('disk'), ERR_INVALID],
+  ['SET_META_CONTEXT without chunks', 10, metaPayload('disk', 'base:allocation'), ERR_INVALID],
   ['LIST with data', NBD_OPT_LIST, Buffer.alloc(3), ERR_INVALID],
   ['GO without a payload', NBD_OPT_GO, Buffer.alloc(0), ERR_INVALID],
   ['GO cut short', NBD_OPT_GO, Buffer.alloc(5), ERR_INVALID],
@@ -215,6 +217,10 @@ const dropped: [string, Buffer[]][] = [
   ['EXPORT_NAME with a NUL', [CLIENT_FLAGS, option(1, Buffer.from('disk\0junk'))]],
   ['EXPORT_NAME that is not UTF-8', [CLIENT_FLAGS, option(1, Buffer.from([0xff]))]],
   ['EXPORT_NAME too long', [CLIENT_FLAGS, announced(1, 4097)]],
+  [
+    'EXPORT_NAME with extended headers',
+    [CLIENT_FLAGS, EXTENDED_HEADERS, option(1, Buffer.from('disk'))],
+  ],
   ['GO of an old client', [OLD_CLIENT, option(NBD_OPT_GO, name('disk'))]],
   ['an option of 4 GiB', [CLIENT_FLAGS, announced(NBD_OPT_GO, 2 ** 32 - 1)]],
   [

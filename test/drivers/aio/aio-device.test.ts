@@ -30,6 +30,11 @@ function allocated(path: string): number {
   return fs.statSync(path).blocks * 512
 }
 
+/** Bytes in the page cache. */
+function resident(path: string): number {
+  return Number(execFileSync('fincore', ['--bytes', '--noheadings', '--output=RES', path]))
+}
+
 async function outcome(request: () => unknown): Promise<unknown> {
   try {
     return await request()
@@ -52,6 +57,20 @@ void t.test('what the page cache has not comes from a thread', async (t) => {
   const into = Buffer.alloc(4 * MiB)
   await disk.read(into, 0)
   t.ok(into.equals(pattern(4 * MiB, 1)))
+})
+
+void t.test('what is prepared is then read at once', async (t) => {
+  const { disk, path } = await open(t, 256 * KiB)
+  await disk.flush()
+  execFileSync('dd', [`if=${path}`, 'iflag=nocache', 'count=0', 'status=none'])
+  t.equal(resident(path), 0)
+  t.equal(disk.can.cache, true)
+  await disk.cache?.(0, 256 * KiB)
+  // The kernel reads in its own time; nobody else does meanwhile.
+  while (resident(path) < 256 * KiB) await new Promise(setImmediate)
+  const into = Buffer.alloc(256 * KiB)
+  t.equal(disk.read(into, 0), undefined)
+  t.ok(into.equals(pattern(256 * KiB, 1)))
 })
 
 for (const native of [true, false]) {
@@ -126,7 +145,10 @@ void t.test('discard=ignore keeps the space', async (t) => {
 
 void t.test('without native calls, nothing is promised that needs them', async (t) => {
   const { disk } = await open(t, 1 * MiB, { native: false })
-  t.match(disk.can, { trim: false, fastZero: false, status: false, zero: true, flush: true })
+  t.match(disk.can, {
+    ...{ trim: false, fastZero: false, status: false, cache: false },
+    ...{ zero: true, flush: true },
+  })
   await disk.zero(5, 100 * KiB, 0)
   const into = Buffer.alloc(100 * KiB + 10)
   await disk.read(into, 0)
