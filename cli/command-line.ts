@@ -13,6 +13,8 @@ import { closest } from './closest.ts'
 export interface OptionSpec {
   /** What stands for the value in --help; without it the option is a switch. */
   readonly value?: string
+  /** A letter that stands for the option, after one dash. */
+  readonly letter?: string
   /** May be given any number of times. */
   readonly repeats?: true
   readonly meaning: string
@@ -27,9 +29,12 @@ export interface Terminal {
   readonly env: Readonly<Record<string, string | undefined>>
   readonly uid: number
   readonly pid: number
+  /** Shows how far long work is, on one line that the next call replaces; undefined where nobody watches. */
+  readonly progress?: ((line: string) => void) | undefined
 }
 
 export interface Subcommand {
+  /** With the command that it belongs to before it, where there is one: `image create`. */
   readonly name: string
   /** One line for the list of subcommands. */
   readonly summary: string
@@ -77,8 +82,15 @@ const HELP: OptionSpec = { meaning: 'show this help' }
 export function parse(command: Subcommand, args: readonly string[]): Given | 'help' {
   const table: OptionTable = { ...command.options, help: HELP }
   const kinds = Object.entries(table).map(
-    ([name, { value }]) =>
-      [name, { type: value === undefined ? 'boolean' : 'string', multiple: true }] as const,
+    ([name, { value, letter }]) =>
+      [
+        name,
+        {
+          type: value === undefined ? 'boolean' : 'string',
+          multiple: true,
+          ...(letter === undefined ? {} : { short: letter }),
+        },
+      ] as const,
   )
   const { tokens } = parseArgs({
     args: args.map((arg) => (arg === '-h' ? '--help' : arg)),
@@ -142,7 +154,8 @@ export function usageError({ name }: Subcommand, what: string): UsageError {
 export function helpOf(command: Subcommand): string {
   const { name, summary, positional, options, notes } = command
   const rows = Object.entries({ ...options, help: HELP }).map(([option, spec]) => {
-    const form = `--${option}${spec.value === undefined ? '' : ` ${spec.value}`}`
+    const letter = spec.letter === undefined ? '' : `-${spec.letter}, `
+    const form = `${letter}--${option}${spec.value === undefined ? '' : ` ${spec.value}`}`
     return [form, spec.meaning + (spec.repeats === true ? '; may be repeated' : '')] as const
   })
   const usage = `usage: colotap ${name} [OPTIONS]${positional === undefined ? '' : ` [${positional}]`}`

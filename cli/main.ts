@@ -18,6 +18,8 @@ import {
   type Terminal,
 } from './command-line.ts'
 import { demo } from './demo.ts'
+import { IMAGE_SUBCOMMANDS } from './image/subcommands.ts'
+import { progressLine } from './progress.ts'
 import { serve } from './serve.ts'
 import { soak } from './soak.ts'
 import { version } from './version.ts'
@@ -34,6 +36,7 @@ const SUBCOMMANDS: readonly Subcommand[] = [
   resync,
   set,
   events,
+  ...IMAGE_SUBCOMMANDS,
   demo,
   soak,
   version,
@@ -50,11 +53,15 @@ export async function main(args: readonly string[] = process.argv.slice(2)): Pro
     env: process.env,
     uid: process.getuid?.() ?? -1,
     pid: process.pid,
+    progress: process.stderr.isTTY ? (line) => process.stderr.write(progressLine(line)) : undefined,
   }
   const { code, complaint } = await outcome(args, terminal)
+  terminal.progress?.('')
   if (complaint !== undefined) process.stderr.write(`colotap: ${complaint}\n`)
   process.exitCode = code
 }
+
+const IMAGE_NEEDS = 'image needs to know what to do (see: colotap image --help)'
 
 interface Outcome {
   readonly code: 0 | 1 | 2
@@ -80,12 +87,32 @@ async function dispatch([first, ...rest]: readonly string[], terminal: Terminal)
     terminal.print(overview())
     return
   }
-  const name = first === '--version' ? 'version' : first === 'help' ? rest[0] : first
-  const command = SUBCOMMANDS.find((candidate) => candidate.name === name)
-  if (command === undefined) throw unknownCommand(name ?? '')
-  const given = first === 'help' ? 'help' : parse(command, rest)
+  const words = first === '--version' ? ['version'] : first === 'help' ? rest : [first, ...rest]
+  const named = commandOf(words)
+  if (named === undefined) {
+    if (words[0] === 'image' && words.length === 1) throw new UsageError(IMAGE_NEEDS)
+    if (words[0] === 'image' && (words[1] === '--help' || words[1] === '-h')) {
+      terminal.print(overview((name) => name.startsWith('image ')))
+      return
+    }
+    throw unknownCommand(words[0] === 'image' ? words.slice(0, 2).join(' ') : (words[0] ?? ''))
+  }
+  const { command, args } = named
+  const given = first === 'help' ? 'help' : parse(command, args)
   if (given === 'help') terminal.print(helpOf(command))
   else await command.run(given, terminal)
+}
+
+/** A command has one word for a name, or two. */
+function commandOf(
+  words: readonly string[],
+): { command: Subcommand; args: readonly string[] } | undefined {
+  for (const length of [2, 1]) {
+    const name = words.slice(0, length).join(' ')
+    const command = SUBCOMMANDS.find((candidate) => candidate.name === name)
+    if (command !== undefined) return { command, args: words.slice(length) }
+  }
+  return undefined
 }
 
 function unknownCommand(name: string): UsageError {
@@ -99,7 +126,9 @@ function unknownCommand(name: string): UsageError {
   return new UsageError(`unknown ${what} "${name}"${hint} (see: colotap --help)`)
 }
 
-function overview(): string {
-  const rows = SUBCOMMANDS.map(({ name, summary }) => [name, summary] as const)
+function overview(shown: (name: string) => boolean = () => true): string {
+  const rows = SUBCOMMANDS.filter(({ name }) => shown(name)).map(
+    ({ name, summary }) => [name, summary] as const,
+  )
   return `usage: colotap COMMAND [OPTIONS]\n\n${columns(rows)}\n\n"colotap COMMAND --help" describes a command.`
 }

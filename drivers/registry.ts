@@ -2,7 +2,9 @@
 
 import { aio } from './aio/aio.ts'
 import type { Driver } from './driver.ts'
+import { qcow } from './qcow/qcow.ts'
 import { ram } from './ram.ts'
 import { colo, remus } from './replica.ts'
+import { vhd } from './vhd/vhd.ts'
 
-export const DRIVERS: readonly Driver[] = [aio, ram, colo, remus]
+export const DRIVERS: readonly Driver[] = [aio, ram, vhd, qcow, colo, remus]

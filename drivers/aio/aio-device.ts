@@ -63,7 +63,16 @@ interface Outcome {
   readonly stoppedAt: number
 }
 
-export class AioDevice implements BlockDevice {
+/** A file or device as the home of an image that has a structure of its own, and may have to grow for it. */
+export interface ImageFile extends BlockDevice {
+  /**
+   * Makes the file longer: it ends with these bytes afterwards, and what is between them and its old end reads as
+   * zeroes. One system call, so that no moment shows the new size without them.
+   */
+  extend(last: Buffer, at: number): Promise<void>
+}
+
+export class AioDevice implements ImageFile {
   geometry: Geometry
   readonly can: Capabilities
   readonly #image: OpenImage
@@ -225,6 +234,16 @@ export class AioDevice implements BlockDevice {
     if (result < 0) throw this.#fault(result, `resize the image to ${size} bytes`, size)
     this.#unsynced = true
     this.geometry = geometryOf(this.#image, size)
+  }
+
+  async extend(last: Buffer, at: number): Promise<void> {
+    const end = at + last.length
+    assert(this.can.resize && at >= this.geometry.size, 'a file is extended behind its end')
+    assert(this.#image.directAlignment === 0, 'what has a structure goes through the page cache')
+    const { result, stoppedAt } = await this.#ask(WRITE, at, last.length, 0, last)
+    this.#unsynced = true
+    if (result < 0) throw this.#fault(result, `extend the image to ${end} bytes`, stoppedAt)
+    this.geometry = geometryOf(this.#image, end)
   }
 
   close(): Promise<void> {

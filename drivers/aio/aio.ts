@@ -1,10 +1,9 @@
 /** The aio driver: a raw image in a file or on a block device, `aio:PATH`. */
 
-import type { BlockDevice } from '../../core/block-device.ts'
 import { Fault } from '../../core/fault.ts'
 import type { Logger } from '../../core/logger.ts'
 import { booleanSetting, choiceSetting, integerSetting, type Driver } from '../driver.ts'
-import { AioDevice } from './aio-device.ts'
+import { AioDevice, type ImageFile } from './aio-device.ts'
 import { openImage } from './image-file.ts'
 import { loadNative } from './native.ts'
 
@@ -25,7 +24,7 @@ const MOST_THREADS = 16
 const USUAL_THREADS = 4
 
 /** Opens and locks a raw image; also for drivers whose images are files with a structure of their own. */
-export async function openImageFile(path: string, options: ImageFileOptions): Promise<BlockDevice> {
+export async function openImageFile(path: string, options: ImageFileOptions): Promise<ImageFile> {
   if (path.includes('\0')) {
     throw new Fault('INVALID', 'the path of an image contains a zero byte', { where: path })
   }
