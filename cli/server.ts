@@ -102,6 +102,12 @@ export class Server implements ControlContext {
     }))
   }
 
+  changeLogs(): ReturnType<ControlContext['changeLogs']> {
+    return [...this.#exports.values()].flatMap(({ name, device: { changeLog } }) =>
+      changeLog === undefined ? [] : { exportName: name, log: changeLog },
+    )
+  }
+
   quit(): void {
     this.#options.onQuit()
   }
@@ -129,6 +135,7 @@ export class Server implements ControlContext {
       exportName: name,
       readOnly,
       logger: this.#options.logger,
+      insecure: this.#options.settings.insecure,
       attachReplica: (stage, mode, below) => this.#registry.attach(stage, mode, name, below),
     })
     return { name, description, device }
@@ -154,6 +161,7 @@ export class Server implements ControlContext {
       }
     }
     this.#registry.stop()
+    for (const { device } of this.#exports.values()) device.stopWaiting?.()
     await attempt('NBD server', () => this.#nbd.close())
     await attempt('replication links', () => this.#registry.close())
     await Promise.all(

@@ -3,6 +3,7 @@
 import type { MaybePromise } from '../core/maybe-promise.ts'
 import type { ReplicationGroup } from '../replication/group.ts'
 import { check, type ArgumentSchema, type ArgumentValues } from './arguments.ts'
+import type { ExportChanges } from './change-logs.ts'
 
 /** An export as the control plane shows it. */
 export interface ExportSummary {
@@ -18,6 +19,8 @@ export interface ExportSummary {
 export interface ControlContext {
   groups(): readonly ReplicationGroup[]
   exports(): readonly ExportSummary[]
+  /** The exports whose changes are logged. */
+  changeLogs(): readonly ExportChanges[]
   /** Begins an orderly shutdown, as SIGTERM does; returns at once. */
   quit(): void
 }

@@ -8,10 +8,13 @@
  *  - Names and fields of replies never change; fields may be added.
  */
 
+import { beginBackup, changesOf, endBackup, logsReply } from './change-logs.ts'
 import { define, type Command, type ExportSummary } from './command.ts'
 import { REPLICATION_COMMANDS } from './replication-commands.ts'
 import { versionReply } from './version.ts'
 import { xenCheckpoint, xenReplicationStatus, xenSetReplication } from './xen-replication.ts'
+
+const LOGGED = { type: 'string', meaning: 'an export with a log layer' } as const
 
 const table: readonly Command[] = [
   define({
@@ -58,6 +61,42 @@ const table: readonly Command[] = [
     description: 'whether replication has failed, and why',
     arguments: {},
     run: (context) => xenReplicationStatus(context.groups()),
+  }),
+  define({
+    name: 'query-change-logs',
+    description: 'the exports whose changes are logged for backups, and how much has changed',
+    arguments: {},
+    run: (context) => logsReply(context.changeLogs()),
+  }),
+  define({
+    name: 'change-log-begin',
+    description: 'begins a backup: sets aside what has changed since the last one',
+    arguments: { export: LOGGED },
+    run: (context, args) => beginBackup(context.changeLogs(), args.export),
+  }),
+  define({
+    name: 'change-log-read',
+    description: 'ranges that the backup under way must copy',
+    arguments: {
+      export: LOGGED,
+      from: {
+        type: 'integer',
+        min: 0,
+        max: Number.MAX_SAFE_INTEGER,
+        optional: true,
+        meaning: 'go on from this byte, the `next` of the reply before',
+      },
+    },
+    run: (context, args) => changesOf(context.changeLogs(), args.export, args.from ?? 0),
+  }),
+  define({
+    name: 'change-log-end',
+    description: 'ends the backup; one that failed leaves its ranges to the next one',
+    arguments: {
+      export: LOGGED,
+      success: { type: 'boolean', meaning: 'whether the backup has all that it must copy' },
+    },
+    run: (context, args) => endBackup(context.changeLogs(), args.export, args.success),
   }),
   define({
     name: 'quit',

@@ -11,6 +11,7 @@
  *  - flush() covers every request that completed before it was issued, whoever issued them.
  */
 
+import type { ChangeLog } from './change-log.ts'
 import type { MaybePromise } from './maybe-promise.ts'
 
 /** Request flags, combined with `|`. */
@@ -70,6 +71,8 @@ export interface BlockDevice {
   /** May change after resize(): read it anew for each request. */
   readonly geometry: Geometry
   readonly can: Capabilities
+  /** Where changes are logged for backups. */
+  readonly changeLog?: ChangeLog | undefined
   /** Fills all of `into` from byte offset `at`. */
   read(into: Buffer, at: number): MaybePromise<void>
   write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void>
@@ -87,6 +90,11 @@ export interface BlockDevice {
   readonly maps?: BlockMaps | undefined
   /** New size in bytes. */
   resize(size: number): Promise<void>
+  /**
+   * close() comes soon: requests that are held back without need (by a rate limit, or by a connection that may come
+   * back) go on or fail now, and later ones are not held back any more. What has no such waits leaves it out.
+   */
+  stopWaiting?(): void
   /** Ends every use; waits for requests in flight; idempotent. */
   close(): Promise<void>
 }

@@ -47,6 +47,8 @@ export interface OpenContext {
   readonly exportName: string
   readonly readOnly: boolean
   readonly logger: Logger
+  /** What leaves this machine need not be encrypted. */
+  readonly insecure?: boolean
   /** Joins the disk `below` to its replication group; the device that results is the replicated disk. */
   attachReplica(stage: Stage, mode: 'colo' | 'remus', below: BlockDevice): Promise<BlockDevice>
 }
@@ -111,6 +113,15 @@ export function sizeSetting(
     throw badSetting(stage, key, text, valid, error)
   }
   if (value < range.least || value > range.most) throw badSetting(stage, key, text, valid)
+  return value
+}
+
+/** A number from 0 to 1, both included, such as `0.01`. */
+export function fractionSetting(stage: Stage, key: string, otherwise: number): number {
+  const text = stage.settings.get(key)
+  if (text === undefined) return otherwise
+  const value = /^(?:\d+|\d*\.\d+)$/.test(text) ? Number(text) : Number.NaN
+  if (!(value <= 1)) throw badSetting(stage, key, text, 'a number from 0 to 1, such as 0.01')
   return value
 }
 

@@ -6,7 +6,8 @@
  *    nothing on a read-only disk, and asks for nothing that the device cannot do.
  *  - Seen from above, any alignment is served. A write that covers only part of a block reads the block, changes it and
  *    writes it; whatever else would change the same block meanwhile waits (RangeLock).
- *  - After close() was called every request is refused; the device below is closed when the last one has finished.
+ *  - After close() was called every request is refused; the device below is closed when the last one has finished, and
+ *    told before to keep none of them waiting.
  *  - The size changes while no request is in flight.
  *  - An aligned request that the device below answers at once is answered at once, without an allocation.
  */
@@ -22,6 +23,7 @@ import {
   type Geometry,
   type RequestFlags,
 } from '../core/block-device.ts'
+import type { ChangeLog } from '../core/change-log.ts'
 import { Fault } from '../core/fault.ts'
 import { ensure, isPromise, then, type MaybePromise } from '../core/maybe-promise.ts'
 import { RangeLock } from '../core/range-lock.ts'
@@ -82,6 +84,10 @@ export class Guard implements BlockDevice {
 
   get can(): Capabilities {
     return this.#can
+  }
+
+  get changeLog(): ChangeLog | undefined {
+    return this.#below.changeLog
   }
 
   read(into: Buffer, at: number): MaybePromise<void> {
@@ -182,6 +188,10 @@ export class Guard implements BlockDevice {
     await this.#closedGate(() => this.#below.resize(size))
   }
 
+  stopWaiting(): void {
+    this.#below.stopWaiting?.()
+  }
+
   close(): Promise<void> {
     this.#closed ??= this.#finish()
     return this.#closed
@@ -211,6 +221,7 @@ export class Guard implements BlockDevice {
   }
 
   async #finish(): Promise<void> {
+    this.stopWaiting()
     while (this.#gate !== undefined) await this.#gate
     await this.#drained()
     await this.#below.close()

@@ -5,6 +5,9 @@
  *  - How the bytes are cut makes no difference.
  *  - What a server can make us keep is bounded (MAX_REPLY, MAX_LISTED).
  *  - A server that does not know GO is asked again with EXPORT_NAME.
+ *  - Where TLS is wanted nothing but the wish for it is said before it is there: a server without it is given up.
+ *  - What a server does not know or want of the options before GO (structured replies, the allocation of blocks) is done
+ *    without.
  */
 
 import { Fault } from '../core/fault.ts'
@@ -24,6 +27,9 @@ import {
   NBD_OPT_EXPORT_NAME,
   NBD_OPT_GO,
   NBD_OPT_LIST,
+  NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
+  NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
   NBD_REP_ERR_POLICY,
   NBD_REP_ERR_SHUTDOWN,
@@ -31,6 +37,7 @@ import {
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
   NBD_REP_MAGIC,
+  NBD_REP_META_CONTEXT,
   NBD_REP_SERVER,
   isErrorReply,
   readOffset,
@@ -49,6 +56,10 @@ export interface ExportInfo {
   readonly flags: number
   readonly block: BlockSizes
   readonly description: string
+  /** Whether replies come in chunks. */
+  readonly structured: boolean
+  /** The number under which the server tells the allocation of blocks, where it does. */
+  readonly allocationId: number | undefined
 }
 
 export interface ListedExport {
@@ -57,9 +68,19 @@ export interface ListedExport {
 }
 
 export type ClientGoal =
-  { readonly kind: 'attach'; readonly exportName: string } | { readonly kind: 'list' }
+  | {
+      readonly kind: 'attach'
+      readonly exportName: string
+      /** Ask for replies in chunks, and for the allocation of blocks. */
+      readonly structured?: boolean
+      /** Go on only when the connection is encrypted: see secured(). */
+      readonly tls?: boolean
+    }
+  | { readonly kind: 'list' }
 
 export type ClientOutcome =
+  /** The server waits for TLS; secured() goes on with the handshake. */
+  | { readonly kind: 'startTls' }
   | { readonly kind: 'attached'; readonly info: ExportInfo }
   | { readonly kind: 'listed'; readonly exports: readonly ListedExport[] }
   | { readonly kind: 'failed'; readonly fault: Fault }
@@ -78,6 +99,8 @@ const MAX_LISTED = 100_000
 const GREETING_SIZE = 18
 const REPLY_HEADER_SIZE = 20
 const NOTHING = Buffer.alloc(0)
+/** The context of section "`base:allocation` metadata context". */
+const ALLOCATION = 'base:allocation'
 /** What a client may assume that was told nothing (section "Block size constraints"). */
 const ASSUMED_SIZES: BlockSizes = { min: 1, preferred: 4 * KiB, max: MAX_PAYLOAD }
 
@@ -87,6 +110,10 @@ export class ClientHandshake {
   #piece: Buffer = Buffer.alloc(GREETING_SIZE)
   #filled = 0
   #noZeroes = false
+  /** The option that was sent last. */
+  #option = 0
+  #structured = false
+  #allocationId: number | undefined
   /** The reply whose data is being gathered. */
   #replyType = 0
   #size: number | undefined
@@ -112,6 +139,15 @@ export class ClientHandshake {
       if (this.#filled === this.#piece.length) this.#complete(this.#piece)
     }
     return { consumed: at, sends: this.#sends, outcome: this.#outcome }
+  }
+
+  /** TLS is there. @returns what to send on it */
+  secured(): readonly Buffer[] {
+    this.#sends = []
+    this.#outcome = undefined
+    if (this.#goal.kind === 'attach')
+      this.#begin(this.#goal.exportName, this.#goal.structured === true)
+    return this.#sends
   }
 
   #complete(piece: Buffer): void {
@@ -145,13 +181,21 @@ export class ClientHandshake {
     )
     this.#sends.push(flags)
     if (this.#goal.kind === 'attach') {
-      if (fixed) this.#ask(NBD_OPT_GO, goPayload(this.#goal.exportName))
-      else this.#askByName(this.#goal.exportName)
+      const { exportName, structured = false, tls = false } = this.#goal
+      if (tls && !fixed) this.#fail('NOT_SUPPORTED', 'the server cannot encrypt connections')
+      else if (tls) this.#ask(NBD_OPT_STARTTLS, NOTHING)
+      else if (!fixed) this.#askByName(exportName)
+      else this.#begin(exportName, structured)
     } else if (fixed) {
       this.#ask(NBD_OPT_LIST, NOTHING)
     } else {
       this.#fail('NOT_SUPPORTED', 'the server cannot list its exports')
     }
+  }
+
+  #begin(exportName: string, structured: boolean): void {
+    if (structured) this.#ask(NBD_OPT_STRUCTURED_REPLY, NOTHING)
+    else this.#ask(NBD_OPT_GO, goPayload(exportName))
   }
 
   #replyHeader(header: Buffer): void {
@@ -166,21 +210,28 @@ export class ClientHandshake {
     else this.#gather('replyData', length)
   }
 
-  get #option(): number {
-    return this.#goal.kind === 'attach' ? NBD_OPT_GO : NBD_OPT_LIST
-  }
-
   #reply(type: number, data: Buffer): void {
     if (isErrorReply(type)) return this.#refused(type, data.toString())
     if (type === NBD_REP_ACK) return this.#acknowledged()
-    const objection =
-      type === NBD_REP_INFO && this.#goal.kind === 'attach'
-        ? this.#information(data)
-        : type === NBD_REP_SERVER && this.#goal.kind === 'list'
-          ? this.#server(data)
-          : `a handshake reply of unknown type ${type}`
+    const objection = this.#objection(type, data)
     if (objection === undefined) this.#gather('replyHeader', REPLY_HEADER_SIZE)
     else this.#fail('PROTOCOL', objection)
+  }
+
+  /** A reply that others follow. */
+  #objection(type: number, data: Buffer): string | undefined {
+    if (type === NBD_REP_INFO && this.#option === NBD_OPT_GO) return this.#information(data)
+    if (type === NBD_REP_SERVER && this.#option === NBD_OPT_LIST) return this.#server(data)
+    if (type === NBD_REP_META_CONTEXT && this.#option === NBD_OPT_SET_META_CONTEXT)
+      return this.#context(data)
+    return `a handshake reply of unknown type ${type}`
+  }
+
+  /** number u32, name. */
+  #context(data: Buffer): string | undefined {
+    if (data.length < 4) return 'a context without a number'
+    if (data.toString('utf8', 4) === ALLOCATION) this.#allocationId = data.readUInt32BE(0)
+    return undefined
   }
 
   /** One information reply; those not asked for are passed over. */
@@ -218,7 +269,21 @@ export class ClientHandshake {
   }
 
   #acknowledged(): void {
-    if (this.#goal.kind === 'attach') return this.#attached()
+    if (this.#goal.kind === 'attach') {
+      const { exportName } = this.#goal
+      switch (this.#option) {
+        case NBD_OPT_STARTTLS:
+          this.#outcome = { kind: 'startTls' }
+          return
+        case NBD_OPT_STRUCTURED_REPLY:
+          this.#structured = true
+          return this.#ask(NBD_OPT_SET_META_CONTEXT, contextPayload(exportName, ALLOCATION))
+        case NBD_OPT_SET_META_CONTEXT:
+          return this.#ask(NBD_OPT_GO, goPayload(exportName))
+        default:
+          return this.#attached()
+      }
+    }
     this.#sends.push(optionRequest(NBD_OPT_ABORT, NOTHING))
     this.#outcome = { kind: 'listed', exports: this.#listed }
   }
@@ -233,13 +298,20 @@ export class ClientHandshake {
         flags: this.#flags,
         block: this.#block,
         description: this.#description,
+        structured: this.#structured,
+        allocationId: this.#allocationId,
       },
     }
   }
 
   #refused(type: number, message: string): void {
-    if (type === NBD_REP_ERR_UNSUP && this.#goal.kind === 'attach')
-      return this.#askByName(this.#goal.exportName)
+    if (this.#goal.kind === 'attach') {
+      const { exportName } = this.#goal
+      if (this.#option === NBD_OPT_STARTTLS)
+        return this.#fail('NOT_SUPPORTED', 'the server does not encrypt connections')
+      if (this.#option !== NBD_OPT_GO) return this.#ask(NBD_OPT_GO, goPayload(exportName))
+      if (type === NBD_REP_ERR_UNSUP) return this.#askByName(exportName)
+    }
     const said = message === '' ? '' : `: ${message}`
     if (type === NBD_REP_ERR_UNKNOWN)
       return this.#fail('NOT_FOUND', `the server has no such export${said}`)
@@ -251,6 +323,7 @@ export class ClientHandshake {
   }
 
   #ask(option: number, payload: Buffer): void {
+    this.#option = option
     this.#sends.push(optionRequest(option, payload))
     this.#gather('replyHeader', REPLY_HEADER_SIZE)
   }
@@ -296,5 +369,17 @@ export function goPayload(
   name.copy(bytes, 4)
   bytes.writeUInt16BE(wanted.length, 4 + name.length)
   wanted.forEach((type, index) => bytes.writeUInt16BE(type, 6 + name.length + 2 * index))
+  return bytes
+}
+
+/** The payload of SET_META_CONTEXT: the name of the export, and one query. */
+function contextPayload(exportName: string, query: string): Buffer {
+  const name = Buffer.from(exportName)
+  const bytes = Buffer.alloc(12 + name.length + query.length)
+  bytes.writeUInt32BE(name.length, 0)
+  name.copy(bytes, 4)
+  bytes.writeUInt32BE(1, 4 + name.length)
+  bytes.writeUInt32BE(query.length, 8 + name.length)
+  bytes.write(query, 12 + name.length)
   return bytes
 }

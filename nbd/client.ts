@@ -8,12 +8,14 @@
  *  - Requests issued in one turn leave in one write. How many are in flight is the caller's to bound.
  */
 
-import { FAST_ZERO, FUA, NO_HOLE, type RequestFlags } from '../core/block-device.ts'
+import { FAST_ZERO, FUA, NO_HOLE, type Extent, type RequestFlags } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
 import type { ListenAddress } from './address.ts'
 import type { ExportInfo, ListedExport } from './client-handshake.ts'
-import { Link } from './client-link.ts'
+import { Link, type ClientSecurity } from './client-link.ts'
+import { PendingReply, type Asked } from './pending-reply.ts'
 import {
+  NBD_CMD_BLOCK_STATUS,
   NBD_CMD_DISC,
   NBD_CMD_FLAG_FAST_ZERO,
   NBD_CMD_FLAG_FUA,
@@ -25,7 +27,6 @@ import {
   NBD_CMD_WRITE_ZEROES,
   NBD_REQUEST_MAGIC,
   REQUEST_HEADER_SIZE,
-  faultCodeOf,
   writeOffset,
 } from './protocol.ts'
 import { ReplyDecoder, type ReplySink } from './reply-decoder.ts'
@@ -33,16 +34,14 @@ import { ReplyDecoder, type ReplySink } from './reply-decoder.ts'
 export interface ConnectOptions {
   readonly address: ListenAddress
   readonly exportName: string
+  /** Ask for replies in chunks: holes need not be sent, errors have messages, and the status of blocks can be asked for. */
+  readonly structured?: boolean
+  /** Encrypt, or do not connect. */
+  readonly security?: ClientSecurity | undefined
   /** For the connection and the handshake together; 10 s unless told. */
   readonly timeoutMs?: number
-}
-
-interface Pending {
-  readonly what: string
-  /** Memory for the data of a READ, else empty. */
-  readonly into: Buffer
-  readonly resolve: () => void
-  readonly reject: (fault: Fault) => void
+  /** Gives up while it is being made. */
+  readonly signal?: AbortSignal
 }
 
 const NOTHING = Buffer.alloc(0)
@@ -64,14 +63,18 @@ export async function listExports(
 export class NbdClient implements ReplySink {
   readonly info: ExportInfo
   readonly #link: Link
-  readonly #pending = new Map<number, Pending>()
+  readonly #pending = new Map<number, PendingReply>()
   #nextCookie = 1
   #headers: Buffer = NOTHING
   #headersUsed = 0
   #runStart = 0
   #chunks: Buffer[] = []
   #flushing = false
-  #current: { pending: Pending; error: number } | undefined
+  /** The request whose simple reply is coming in. */
+  #current: { pending: PendingReply; error: number } | undefined
+  /** The request, and its cookie, of which a chunk is coming in. */
+  #chunked: PendingReply | undefined
+  #chunkedCookie = 0
   #leaving = false
   #lost: Fault | undefined
   #whenIdle: (() => void) | undefined
@@ -81,10 +84,20 @@ export class NbdClient implements ReplySink {
   static async connect({
     address,
     exportName,
+    structured = false,
+    security,
     timeoutMs = 10_000,
+    signal,
   }: ConnectOptions): Promise<NbdClient> {
-    const link = new Link(address)
-    const outcome = await link.shakeHands({ kind: 'attach', exportName }, timeoutMs)
+    const link = new Link(address, security)
+    const giveUp = (): void => void link.socket.destroy()
+    if (signal?.aborted === true) giveUp()
+    signal?.addEventListener('abort', giveUp)
+    const tls = security !== undefined
+    const goal = { kind: 'attach', exportName, structured, tls } as const
+    const outcome = await link.shakeHands(goal, timeoutMs).finally(() => {
+      signal?.removeEventListener('abort', giveUp)
+    })
     if (outcome.kind === 'attached') return new NbdClient(link, outcome.info)
     throw new Fault('PROTOCOL', 'the server did not grant the export', { where: link.where })
   }
@@ -92,7 +105,7 @@ export class NbdClient implements ReplySink {
   private constructor(link: Link, info: ExportInfo) {
     this.info = info
     this.#link = link
-    link.decoder = new ReplyDecoder(this)
+    link.decoder = new ReplyDecoder(this, info.structured)
     let cause: Error | undefined
     link.socket.on('error', (error) => (cause = error))
     this.#closed = new Promise((resolve) => {
@@ -116,24 +129,39 @@ export class NbdClient implements ReplySink {
     return this.#closed
   }
 
+  /** Why the connection is gone, once it is. */
+  get lost(): Fault | undefined {
+    return this.#lost
+  }
+
   read(into: Buffer, at: number, flags: RequestFlags = 0): Promise<void> {
-    return this.#request(NBD_CMD_READ, flags, at, into.length, NOTHING, into)
+    return this.#request(asked(NBD_CMD_READ, at, into.length, into), flags, NOTHING)
   }
 
   write(from: Buffer, at: number, flags: RequestFlags = 0): Promise<void> {
-    return this.#request(NBD_CMD_WRITE, flags, at, from.length, from, NOTHING)
+    return this.#request(asked(NBD_CMD_WRITE, at, from.length), flags, from)
   }
 
   zero(at: number, length: number, flags: RequestFlags = 0): Promise<void> {
-    return this.#request(NBD_CMD_WRITE_ZEROES, flags, at, length, NOTHING, NOTHING)
+    return this.#request(asked(NBD_CMD_WRITE_ZEROES, at, length), flags, NOTHING)
   }
 
   trim(at: number, length: number, flags: RequestFlags = 0): Promise<void> {
-    return this.#request(NBD_CMD_TRIM, flags, at, length, NOTHING, NOTHING)
+    return this.#request(asked(NBD_CMD_TRIM, at, length), flags, NOTHING)
   }
 
   flush(): Promise<void> {
-    return this.#request(NBD_CMD_FLUSH, 0, 0, 0, NOTHING, NOTHING)
+    return this.#request(asked(NBD_CMD_FLUSH, 0, 0), 0, NOTHING)
+  }
+
+  /** Extents from `at`; they may end before the range does. Only where the server has given an `allocationId`. */
+  status(at: number, length: number): Promise<Extent[]> {
+    const contextId = this.info.allocationId
+    if (contextId === undefined) {
+      const fault = new Fault('NOT_SUPPORTED', 'the server does not tell the status of blocks')
+      return Promise.reject(fault)
+    }
+    return this.#ask({ ...asked(NBD_CMD_BLOCK_STATUS, at, length), contextId }, 0, NOTHING)
   }
 
   /** Waits for what is outstanding, says goodbye, and resolves when the connection is closed. */
@@ -157,42 +185,58 @@ export class NbdClient implements ReplySink {
   begin(error: number, cookieHigh: number, cookieLow: number): Buffer | undefined {
     const pending = cookieHigh === 0 ? this.#pending.get(cookieLow) : undefined
     if (pending === undefined) return undefined
+    if (error === 0 && !pending.maySucceedSimply(this.info.structured)) return undefined
     this.#pending.delete(cookieLow)
     this.#current = { pending, error }
-    return error === 0 ? pending.into : NOTHING
+    return error === 0 ? pending.asked.into : NOTHING
   }
 
   complete(): void {
     const current = this.#current
     if (current === undefined) return
     this.#current = undefined
-    const { pending, error } = current
-    if (error === 0) pending.resolve()
-    else {
-      const what = `${pending.what} failed on the server (NBD error ${error})`
-      pending.reject(new Fault(faultCodeOf(error), what, { where: this.#link.where }))
-    }
+    current.pending.simple(current.error)
     if (this.#pending.size === 0) this.#whenIdle?.()
   }
 
-  #request(
-    type: number,
-    flags: RequestFlags,
-    at: number,
-    length: number,
-    payload: Buffer,
-    into: Buffer,
-  ): Promise<void> {
+  beginChunk(cookieHigh: number, cookieLow: number): boolean {
+    this.#chunked = cookieHigh === 0 ? this.#pending.get(cookieLow) : undefined
+    this.#chunkedCookie = cookieLow
+    return this.#chunked !== undefined
+  }
+
+  chunkData(offset: number, length: number): Buffer | undefined {
+    return this.#chunked?.data(offset, length)
+  }
+
+  chunkContent(type: number, content: Buffer): string | undefined {
+    return this.#chunked?.content(type, content)
+  }
+
+  completeChunk(done: boolean): string | undefined {
+    if (!done) return undefined
+    const objection = this.#chunked?.done()
+    if (objection !== undefined) return objection
+    this.#pending.delete(this.#chunkedCookie)
+    if (this.#pending.size === 0) this.#whenIdle?.()
+    return undefined
+  }
+
+  #request(what: Asked, flags: RequestFlags, payload: Buffer): Promise<void> {
+    // What these requests resolve with is no extents; nobody is given them.
+    return this.#ask(what, flags, payload) as Promise<unknown> as Promise<void>
+  }
+
+  #ask(what: Asked, flags: RequestFlags, payload: Buffer): Promise<Extent[]> {
+    const { where } = this.#link
     if (this.#lost !== undefined) return Promise.reject(this.#lost)
     if (this.#leaving) {
-      return Promise.reject(
-        new Fault('SHUTDOWN', 'the NBD client is disconnecting', { where: this.#link.where }),
-      )
+      return Promise.reject(new Fault('SHUTDOWN', 'the NBD client is disconnecting', { where }))
     }
     return new Promise((resolve, reject) => {
       const cookie = this.#freeCookie()
-      this.#pending.set(cookie, { what: describe(type, at, length), into, resolve, reject })
-      this.#append(type, wireFlags(flags), cookie, at, length, payload)
+      this.#pending.set(cookie, new PendingReply(what, where, resolve, reject))
+      this.#append(what.type, wireFlags(flags), cookie, what.at, what.length, payload)
       if (this.#flushing) return
       this.#flushing = true
       // Runs when the promises settled by one chunk of replies have led to their next requests.
@@ -249,9 +293,9 @@ export class NbdClient implements ReplySink {
   #lose(cause: Error | undefined): void {
     const context = { where: this.#link.where, cause, remedy: 'connect again' }
     this.#lost = new Fault('LINK_LOST', 'the connection to the NBD server is gone', context)
-    if (this.#current !== undefined) this.#current.pending.reject(this.#lost)
+    if (this.#current !== undefined) this.#current.pending.fail(this.#lost)
     this.#current = undefined
-    for (const pending of this.#pending.values()) pending.reject(this.#lost)
+    for (const pending of this.#pending.values()) pending.fail(this.#lost)
     this.#pending.clear()
     this.#whenIdle?.()
   }
@@ -284,8 +328,7 @@ function wireFlags(flags: RequestFlags): number {
   )
 }
 
-const NAMES = ['read', 'write', 'disconnect', 'flush', 'trim', 'cache', 'zero']
-
-function describe(type: number, at: number, length: number): string {
-  return `${NAMES[type] ?? 'request'} of ${length} bytes at ${at}`
+/** A request without a context. */
+function asked(type: number, at: number, length: number, into: Buffer = NOTHING): Asked {
+  return { type, at, length, into, contextId: 0 }
 }

@@ -19,6 +19,7 @@ import {
   type Geometry,
   type RequestFlags,
 } from '../core/block-device.ts'
+import type { ChangeLog } from '../core/change-log.ts'
 import { Fault } from '../core/fault.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import { RangeLock, type RangeTicket } from '../core/range-lock.ts'
@@ -75,6 +76,10 @@ export class PrimaryDisk implements BlockDevice {
     return { ...can, trim: can.trim && can.zero, resize: false }
   }
 
+  get changeLog(): ChangeLog | undefined {
+    return this.#below.changeLog
+  }
+
   read(into: Buffer, at: number): MaybePromise<void> {
     return this.#below.read(into, at)
   }
@@ -111,6 +116,10 @@ export class PrimaryDisk implements BlockDevice {
 
   cache(at: number, length: number): MaybePromise<void> {
     return this.#below.cache?.(at, length)
+  }
+
+  stopWaiting(): void {
+    this.#below.stopWaiting?.()
   }
 
   resize(): Promise<void> {

@@ -13,6 +13,7 @@ import type {
   RequestFlags,
 } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
+import type { ChangeLog } from '../core/change-log.ts'
 import type { MaybePromise } from '../core/maybe-promise.ts'
 import { sectorGeometry } from './sector-geometry.ts'
 
@@ -22,6 +23,7 @@ export class ReplicaDisk implements BlockDevice {
   readonly can: Capabilities
   readonly maps: BlockMaps
   readonly #close: () => Promise<void>
+  readonly #image: BlockDevice
   #device: BlockDevice
 
   /** @param image what every role stands on */
@@ -33,8 +35,13 @@ export class ReplicaDisk implements BlockDevice {
     this.maps = {
       dirty: (at, length) => this.#device.maps?.dirty?.(at, length) ?? [{ at, length, value: 1 }],
     }
+    this.#image = image
     this.#device = device
     this.#close = close
+  }
+
+  get changeLog(): ChangeLog | undefined {
+    return this.#image.changeLog
   }
 
   /** The replica has changed its role; requests that are under way end where they began. */
@@ -74,6 +81,10 @@ export class ReplicaDisk implements BlockDevice {
     return Promise.reject(
       new Fault('NOT_SUPPORTED', 'a replicated disk cannot be resized', { where: this.name }),
     )
+  }
+
+  stopWaiting(): void {
+    this.#image.stopWaiting?.()
   }
 
   close(): Promise<void> {

@@ -14,6 +14,7 @@ import type {
   Geometry,
   RequestFlags,
 } from '../core/block-device.ts'
+import type { ChangeLog } from '../core/change-log.ts'
 import { Fault } from '../core/fault.ts'
 import type { MaybePromise } from '../core/maybe-promise.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
@@ -60,6 +61,10 @@ export class SecondaryDisk implements BlockDevice {
     return { ...this.#below.can, fastZero: false, status: false, resize: false }
   }
 
+  get changeLog(): ChangeLog | undefined {
+    return this.#below.changeLog
+  }
+
   read(into: Buffer, at: number): MaybePromise<void> {
     this.#checkUse()
     return this.layers.read(into, at)
@@ -93,6 +98,10 @@ export class SecondaryDisk implements BlockDevice {
 
   status(at: number, length: number): MaybePromise<Extent[]> {
     return [{ at, length, kind: 'data' }]
+  }
+
+  stopWaiting(): void {
+    this.#below.stopWaiting?.()
   }
 
   resize(): Promise<void> {

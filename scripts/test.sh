@@ -12,5 +12,7 @@ files=('test/**/*.test.ts')
 for argument in "$@"; do
   [[ $argument == -* ]] || files=()
 done
+# The checks before a commit look at few power failures, this at many.
+export POWER_FAILURES="${POWER_FAILURES:-12}"
 # Each step of a process test has a deadline of its own; the limit for a whole file leaves room for a slow machine.
 exec npx tap --timeout=1800 "${files[@]}" "$@"

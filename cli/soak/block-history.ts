@@ -62,6 +62,11 @@ export class BlockHistory {
     return content
   }
 
+  /** Whether no write to a block is in flight. */
+  idle(block: number): boolean {
+    return this.#issued[block] === this.#acknowledged[block]
+  }
+
   acknowledge(first: number, count: number): void {
     for (let block = first; block < first + count; block += 1)
       this.#acknowledged[block] = this.#issued[block] ?? 0

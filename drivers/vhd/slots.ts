@@ -86,7 +86,7 @@ export class Slots {
       if (!this.#hasFooter && this.#limit >= this.#end) await this.rewriteFooter()
       return
     }
-    await this.#cut()
+    await this.cut()
   }
 
   #next(): number {
@@ -115,7 +115,7 @@ export class Slots {
       return
     }
     if (!this.#prepared) {
-      await this.#cut()
+      await this.cut()
       this.#prepared = true
     }
     const old = this.#limit
@@ -130,7 +130,8 @@ export class Slots {
   }
 
   /** Lets the file end with a footer right behind the last block. */
-  async #cut(): Promise<void> {
+  async cut(): Promise<void> {
+    if (!this.#file.can.resize) return
     if (this.#limit >= this.#end) {
       await this.#file.write(this.#options.footer(), this.#end, 0)
       await this.#file.flush()

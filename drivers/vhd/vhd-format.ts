@@ -23,6 +23,7 @@ import type {
 } from '../image-format.ts'
 import { createVhd, VHD_CREATION } from './create-vhd.ts'
 import { openVhd } from './open-vhd.ts'
+import { SparseVhd } from './sparse-vhd.ts'
 import { readStructures, type SparseStructures, type VhdStructures } from './vhd-structures.ts'
 
 export const vhdFormat: ImageFormat = {
@@ -95,9 +96,13 @@ async function check(path: string, repair: Repair, progress: Progress): Promise<
   const report = await inspected(path, (file) => reportOn(file, path, progress))
   const mends = repair === 'all' ? report.errors.length > 0 : report.leaks.length > 0
   if (repair === 'none' || !mends) return report
-  // Closing an image that can be written leaves both footers, the batmap and the end of the file in order.
+  // Closing an image that can be written leaves both footers and the batmap in order.
   const image = await openVhd(path, { readOnly: false, logger: SILENT, parents: [], alone: true })
-  await image.close()
+  try {
+    if (image instanceof SparseVhd) await image.cutTail()
+  } finally {
+    await image.close()
+  }
   const after = await check(path, 'none', progress)
   const gone = (before: readonly string[], now: readonly string[]): readonly string[] =>
     before.filter((each) => !now.includes(each))

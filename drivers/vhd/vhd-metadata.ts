@@ -181,6 +181,11 @@ export class VhdMetadata {
     await this.#writeBatmap()
   }
 
+  /** Gives back what the file has behind its last block. */
+  cutTail(): Promise<void> {
+    return this.#slots.cut()
+  }
+
   /** Leaves the file as others expect it: everything durable, a batmap, and equal footers. */
   async finish(): Promise<void> {
     await this.flush()

@@ -8,7 +8,7 @@ import { bytes, letters, structure, times, u32, u64, type ValueOf } from '../str
 import { checksum } from './checksum.ts'
 import { offset64, type Footer } from './footer.ts'
 
-export const LOCATOR = structure('parent locator', 24, {
+const LOCATOR = structure('parent locator', 24, {
   code: [0, letters(4)],
   dataSpace: [4, u32],
   dataLength: [8, u32],

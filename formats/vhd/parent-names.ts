@@ -10,7 +10,7 @@ import { basename } from 'node:path/posix'
 import { LOCATORS, type DynamicHeader, type Locator } from './dynamic-header.ts'
 
 /** Bytes: longer than any path of the systems that make such images. */
-export const LONGEST_NAME = 16 * 1024
+const LONGEST_NAME = 16 * 1024
 
 /** The platforms that we can read. W2ku: Windows, absolute; W2ru: Windows, relative; MacX: a file URL. */
 const DECODERS: ReadonlyMap<string, (data: Buffer) => readonly string[]> = new Map([

@@ -12,6 +12,7 @@ import { SILENT } from '../../core/logger.ts'
 import type { BlockDevice } from '../../core/block-device.ts'
 import { Fault } from '../../core/fault.ts'
 import type { Driver } from '../../drivers/driver.ts'
+import { log } from '../../drivers/log/log.ts'
 import { ram, RamDevice } from '../../drivers/ram.ts'
 import { colo } from '../../drivers/replica.ts'
 import { socketFolder } from '../control/socket-folder.ts'
@@ -69,7 +70,7 @@ async function start(t: Test, exports: Record<string, string>): Promise<Started>
   const quitting = new Promise<void>((resolve) => {
     onQuit = resolve
   })
-  const drivers = [watched(open), ram, colo]
+  const drivers = [watched(open), ram, colo, log]
   const settings = settingsIn(folder, exports)
   const server = await Server.start({ settings, drivers, logger: SILENT, onQuit })
   t.teardown(() => server.close().catch(() => undefined))
@@ -90,6 +91,25 @@ void t.test('a server shows its exports and groups, and ends with nothing left',
   t.equal(open.size, 0)
   t.same(readdirSync(folder), [])
 })
+
+void t.test(
+  'the changes of an export with a log are told, whatever is above the log',
+  async (t) => {
+    const { control } = await start(t, {
+      disk: `log:${socketFolder(t)}/disk.log|watched:a`,
+      plain: 'ram:1M',
+    })
+    t.match(await control.execute('query-change-logs'), [
+      { export: 'disk', block: 65_536, changedBytes: 1 << 20, backupBytes: null, unknown: /new/ },
+    ])
+    await control.execute('change-log-begin', { export: 'disk' })
+    t.same(await control.execute('change-log-read', { export: 'disk' }), {
+      ranges: [{ at: 0, length: 1 << 20 }],
+      next: null,
+    })
+    await t.rejects(control.execute('change-log-begin', { export: 'plain' }), { name: 'Fault' })
+  },
+)
 
 void t.test('quit is answered before the server ends', async (t) => {
   const { server, control, quitting } = await start(t, { disk: 'watched:a' })

@@ -113,6 +113,7 @@ export function contextOf(...groups: FakeGroup[]): ControlContext & { quits: num
     quits: 0,
     groups: () => groups,
     exports: () => [{ name: 'disk0', size: 1 << 30, readOnly: false, connections: 2 }],
+    changeLogs: () => [],
     quit() {
       this.quits += 1
     },

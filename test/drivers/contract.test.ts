@@ -7,8 +7,11 @@ import type { BlockDevice } from '../../core/block-device.ts'
 import { SILENT } from '../../core/logger.ts'
 import { openImageFile, type ImageFileOptions } from '../../drivers/aio/aio.ts'
 import { Guard } from '../../drivers/guard.ts'
+import { openPipeline } from '../../drivers/open.ts'
 import { RamDevice } from '../../drivers/ram.ts'
+import { DRIVERS } from '../../drivers/registry.ts'
 import { checkAgainstModel } from './device-model.ts'
+import { openContext } from './open-context.ts'
 
 const SIZE = 64 * 1024
 
@@ -34,7 +37,20 @@ const subjects: readonly Subject[] = [
   { name: 'aio that keeps its space', unit: 1, runs: 10, open: file({ discard: 'ignore' }) },
   { name: 'aio without native calls', unit: 1, runs: 15, open: file({ native: false }) },
   { name: 'aio with O_DIRECT', unit: 4096, runs: 15, open: file({ direct: true }) },
+  { name: 'a layer of each kind over ram', unit: 1, runs: 40, open: layers },
 ]
+
+/** None of them changes what a disk is; each does its work all the same. */
+function layers(folder: string): Promise<BlockDevice> {
+  const text = [
+    'valve:all?bytes=1T&iops=1000000000',
+    'cache:64K?page=4K',
+    `log:${folder}/disk.log`,
+    'fault:all?probability=0',
+    `ram:${SIZE}`,
+  ]
+  return openPipeline(text.join('|'), DRIVERS, openContext())
+}
 
 for (const subject of subjects) {
   void t.test(`${subject.name} does what an array of bytes does`, async (t) => {

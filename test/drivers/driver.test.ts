@@ -4,6 +4,7 @@ import {
   booleanSetting,
   choiceSetting,
   deviceBelow,
+  fractionSetting,
   integerSetting,
   sizeSetting,
   type Stage,
@@ -20,6 +21,7 @@ void t.test('a setting that is not given has its default', (t) => {
   t.equal(booleanSetting(stage(), 'key', true), true)
   t.equal(integerSetting(stage(), 'key', range, 7), 7)
   t.equal(sizeSetting(stage(), 'key', range, 9), 9)
+  t.equal(fractionSetting(stage(), 'key', 0.5), 0.5)
   t.equal(choiceSetting(stage(), 'key', ['a', 'b'], 'b'), 'b')
   t.end()
 })
@@ -30,6 +32,9 @@ void t.test('settings are read as their types', (t) => {
   t.equal(integerSetting(stage('2'), 'key', range, 7), 2)
   t.equal(integerSetting(stage('64'), 'key', range, 7), 64)
   t.equal(sizeSetting(stage('1K'), 'key', { least: 0, most: 4096 }, 9), 1024)
+  for (const text of ['0', '1', '0.25', '.5']) {
+    t.equal(fractionSetting(stage(text), 'key', 0.9), Number(text))
+  }
   t.equal(choiceSetting(stage('a'), 'key', ['a', 'b'], 'b'), 'a')
   t.end()
 })
@@ -42,6 +47,9 @@ void t.test('a wrong value is refused with the values that are right', (t) => {
   }
   for (const text of ['1', '65', 'big']) {
     t.throws(() => sizeSetting(stage(text), 'key', range, 7), refusal(/from 2 B to 64 B/))
+  }
+  for (const text of ['1.1', '-0.1', '1e-3', '', 'half']) {
+    t.throws(() => fractionSetting(stage(text), 'key', 1), refusal(/from 0 to 1/))
   }
   t.throws(() => choiceSetting(stage('c'), 'key', ['a', 'b'], 'b'), refusal(/a or b/))
   t.end()

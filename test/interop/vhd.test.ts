@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -131,6 +131,24 @@ void t.test('QEMU writes into an image of ours, and we read what it wrote', asyn
   const reads = ['-c', 'read -P 7 3M 4M', '-c', 'read -P 0 0 3M', '-c', 'read -P 0 7M 93M']
   await mustRun(t, 'qemu-io', ['-f', 'raw', ...reads, server.uri('disk')])
   t.same(await server.stop(), CLEAN_EXIT)
+})
+
+void t.test('what a crash left behind the last block is found and cut off', async (t) => {
+  const directory = await tempDirectory(t)
+  const image = path.join(directory, 'disk.vhd')
+  await must(t, ['image', 'create', `vhd:${image}`, '--size', '100M'])
+  const clean = await readFile(image)
+  const footer = clean.subarray(-512)
+  await writeFile(image, Buffer.concat([clean, Buffer.alloc(8 * MIB, 7), footer]))
+  t.match(await must(t, ['image', 'check', `vhd:${image}`]), /waste: \d+ bytes behind the last/)
+  t.match(await must(t, ['image', 'check', `vhd:${image}`, '--repair', 'leaks']), /mended/)
+  t.equal(difference(await readFile(image), clean), undefined)
+
+  await writeFile(image, Buffer.concat([Buffer.alloc(512), clean.subarray(512)]))
+  const broken = await colotap(t, ['image', 'check', `vhd:${image}`])
+  t.match(broken, { code: 1, stdout: /error: at the beginning: there is no VHD footer/ })
+  t.match(await must(t, ['image', 'check', `vhd:${image}`, '--repair', 'all']), /mended/)
+  t.equal(difference(await readFile(image), clean), undefined)
 })
 
 void t.test('every size that an image can have is the same one for QEMU', async (t) => {

@@ -34,16 +34,18 @@ interface Version {
 /** A file in memory that remembers what is done to it. Requests overtake each other, as they do with threads. */
 export class RecordedFile implements ImageFile {
   geometry: Geometry
-  readonly can: Capabilities = {
-    ...{ flush: true, fua: true, trim: true, zero: true, fastZero: true },
-    ...{ status: true, resize: true, cache: false },
-  }
+  readonly can: Capabilities
   readonly events: Event[] = []
   #bytes: Buffer
   #clock = 1
 
-  constructor(bytes: Buffer) {
+  /** @param resize whether it is a file, which can grow, or a device */
+  constructor(bytes: Buffer, resize = true) {
     this.#bytes = Buffer.from(bytes)
+    this.can = {
+      ...{ flush: true, fua: true, trim: true, zero: true, fastZero: true },
+      ...{ status: true, resize, cache: false },
+    }
     this.geometry = {
       ...{ size: bytes.length, readOnly: false, rotational: false },
       block: { min: 1, preferred: 4096, max: 32 * MiB },

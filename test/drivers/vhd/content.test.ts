@@ -140,6 +140,35 @@ void t.test(
   },
 )
 
+void t.test(
+  'on a block device an image grows into what was there before, and ends with it',
+  async (t) => {
+    const image = await newVhd(t.testdir(), SIZE, { block_size: '4K', maximum: '64K' })
+    const device = Buffer.alloc(image.length + 10 * 4096, 0xdd)
+    image.copy(device)
+    image.copy(device, device.length - 512, 0, 512)
+    const file = new RecordedFile(device, false)
+    const disk = await openInMemory(file)
+    const written: number[] = []
+    const fill = async (): Promise<void> => {
+      for (let block = 0; block < 16; block += 1) {
+        await disk.write(Buffer.alloc(512, 1), block * 4096, 0)
+        written.push(block)
+      }
+    }
+    await t.rejects(fill(), { code: 'NO_SPACE', what: /no room for another block/ })
+    await disk.close()
+    const content = readVhd(file.bytes)
+    t.ok(written.length > 3)
+    for (let block = 0; block < 16; block += 1) {
+      const first = written.includes(block) ? 1 : 0
+      t.equal(content[block * 4096], first)
+      t.ok(content.subarray(block * 4096 + 512, (block + 1) * 4096).every((byte) => byte === 0))
+    }
+    t.equal(inspectVhd(file.bytes, true), undefined)
+  },
+)
+
 const REFUSED: readonly { readonly size: number; readonly code: string; readonly what: RegExp }[] =
   [
     { size: 10_240, code: 'NOT_SUPPORTED', what: /does not shrink/ },
