@@ -7,7 +7,7 @@
 
 import type { RequestFlags } from '../core/block-device.ts'
 import { Layer } from '../core/layer.ts'
-import type { MaybePromise } from '../core/maybe-promise.ts'
+import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import type { RegionMap } from './regions/region-map.ts'
 
 export class TrackedImage extends Layer {
@@ -20,20 +20,28 @@ export class TrackedImage extends Layer {
 
   override write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {
     const marking = this.#mark(at, from.length)
-    if (marking === undefined) return this.below.write(from, at, flags)
-    return marking.then(() => this.below.write(from, at, flags))
+    if (marking === undefined) return this.#hold(at, from.length, this.below.write(from, at, flags))
+    return marking.then(() => this.#hold(at, from.length, this.below.write(from, at, flags)))
   }
 
   override zero(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
     const marking = this.#mark(at, length)
-    if (marking === undefined) return this.below.zero(at, length, flags)
-    return marking.then(() => this.below.zero(at, length, flags))
+    if (marking === undefined) return this.#hold(at, length, this.below.zero(at, length, flags))
+    return marking.then(() => this.#hold(at, length, this.below.zero(at, length, flags)))
   }
 
   override trim(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
     const marking = this.#mark(at, length)
-    if (marking === undefined) return this.below.trim(at, length, flags)
-    return marking.then(() => this.below.trim(at, length, flags))
+    if (marking === undefined) return this.#hold(at, length, this.below.trim(at, length, flags))
+    return marking.then(() => this.#hold(at, length, this.below.trim(at, length, flags)))
+  }
+
+  /** A change that takes its time keeps its regions marked until it has ended. */
+  #hold(at: number, length: number, change: MaybePromise<void>): MaybePromise<void> {
+    const regions = this.#regions
+    if (regions === undefined || !isPromise(change)) return change
+    regions.hold(at, length)
+    return change.finally(() => regions.release(at, length))
   }
 
   #mark(at: number, length: number): Promise<void> | undefined {

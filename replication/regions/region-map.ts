@@ -4,7 +4,8 @@
  *
  * Invariants:
  *  - 15 A region is marked durably before anything in it is written; has() is true only then.
- *  - A region is cleared only by retain(), after the image was flushed and nothing was written to it since.
+ *  - A region is cleared only by retain(), after a flush of the image before and since which nothing was written to it, nor
+ *    is being written; also when several passes of retain() are under way.
  *  - Bits are set and cleared in the store one step after the other, in the order of the calls.
  *  - The map may say too much, never too little: a store that cannot be trusted is a map of everything.
  */
@@ -28,8 +29,12 @@ export class RegionMap {
   readonly #bits: Buffer
   /** Durable marks; behind `bits` while these are being saved. */
   readonly #durable: Buffer
-  /** Written since the last pass of retain(). */
-  readonly #recent: Uint8Array
+  /** By region: the pass of retain() that was the last one to begin before it was last written. */
+  readonly #written: Uint32Array
+  /** By region: writes that the image has begun and not ended. */
+  readonly #underWay: Uint16Array
+  /** Passes of retain() that have begun. */
+  #pass = 0
   /** Sectors of the bitmap that have to be saved. */
   #unsaved = new Set<number>()
   #saving: Promise<void> = Promise.resolve()
@@ -39,7 +44,8 @@ export class RegionMap {
     this.#store = store
     this.#size = diskSize
     this.#count = Math.ceil(diskSize / store.regionBytes)
-    this.#recent = new Uint8Array(this.#count)
+    this.#written = new Uint32Array(this.#count)
+    this.#underWay = new Uint16Array(this.#count)
     this.#bits = Buffer.from(store.found)
     this.#durable = Buffer.from(this.#bits)
   }
@@ -53,9 +59,18 @@ export class RegionMap {
     const last = this.#regionOf(at + length - 1)
     for (let region = this.#regionOf(at); region <= last; region += 1) {
       if (!isSet(this.#durable, region)) return false
-      this.#recent[region] = 1
+      this.#written[region] = this.#pass
     }
     return true
+  }
+
+  /** A write to a range, whose regions are marked, takes its time: none of them is cleared before release(). */
+  hold(at: number, length: number): void {
+    this.#addUnderWay(at, length, 1)
+  }
+
+  release(at: number, length: number): void {
+    this.#addUnderWay(at, length, -1)
   }
 
   /** Marks every region of a range; durable when it resolves. @throws Fault when it cannot be made durable */
@@ -76,16 +91,18 @@ export class RegionMap {
     isDirty: (at: number, length: number) => boolean,
     flush: () => Promise<void>,
   ): Promise<void> {
+    this.#pass += 1
+    const pass = this.#pass
     const clean: number[] = []
     for (let region = 0; region < this.#count; region += 1) {
       if (!isSet(this.#durable, region)) continue
-      if (this.#recent[region] === 0 && !this.#isDirty(region, isDirty)) clean.push(region)
-      this.#recent[region] = 0
+      // What was written since the pass before is spared: it is likely to be written again.
+      if (this.#isQuiet(region, pass - 1) && !this.#isDirty(region, isDirty)) clean.push(region)
     }
     if (clean.length === 0) return
     await flush()
     for (const region of clean) {
-      if (this.#recent[region] !== 0 || this.#isDirty(region, isDirty)) continue
+      if (!this.#isQuiet(region, pass) || this.#isDirty(region, isDirty)) continue
       this.#set(region, false)
       unset(this.#durable, region)
     }
@@ -120,6 +137,19 @@ export class RegionMap {
   #isDirty(region: number, isDirty: (at: number, length: number) => boolean): boolean {
     const at = region * this.regionBytes
     return isDirty(at, Math.min(this.regionBytes, this.#size - at))
+  }
+
+  /** Whether nothing has been written to a region since a pass began, nor is being written. */
+  #isQuiet(region: number, since: number): boolean {
+    return this.#underWay[region] === 0 && (this.#written[region] ?? 0) < since
+  }
+
+  #addUnderWay(at: number, length: number, more: 1 | -1): void {
+    const last = this.#regionOf(at + length - 1)
+    for (let region = this.#regionOf(at); region <= last; region += 1) {
+      this.#underWay[region] = (this.#underWay[region] ?? 0) + more
+      this.#written[region] = this.#pass
+    }
   }
 
   #set(region: number, on: boolean): void {
