@@ -27,6 +27,10 @@ const KEYS = {
     meaning: 'whether a primary goes on without its secondary, or lets its guest wait',
     values: 'continue|freeze',
   },
+  fence: {
+    meaning: 'a program that is asked before this side goes on without the other one',
+    values: 'a path',
+  },
   interval: {
     meaning: 'milliseconds between checkpoints that the primary makes by itself; 0: none',
     values: '0-3600000',

@@ -19,6 +19,7 @@ import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication
 import { hasFileSegments, openFileSegments } from '../replication/journal/file-segments.ts'
 import { ReplicationListener } from '../replication/listener.ts'
 import { NODE_TIMERS } from '../replication/node-timers.ts'
+import { runFenceHook } from '../replication/fence-hook.ts'
 import { openFileRegions } from '../replication/regions/file-regions.ts'
 import { memoryRegions } from '../replication/regions/region-store.ts'
 import { ReplicaDisk } from '../replication/replica-disk.ts'
@@ -93,6 +94,12 @@ export class ReplicationRegistry {
       openRegions: async (group, disk, size, fresh) => {
         if (!(await hasFileSegments(folderOf(group)))) return memoryRegions(size, REGION)
         return openFileRegions(folderOf(group), disk, size, REGION, fresh)
+      },
+      fence: async (program, request) => {
+        const outcome = await runFenceHook(program, request)
+        const what = outcome.fenced ? 'the other side is fenced' : 'the other side is not fenced'
+        logger.warn({ ...request, program, said: outcome.detail }, what)
+        return outcome
       },
       hasSegments: (group) => hasFileSegments(folderOf(group)),
       nowMs: () => performance.now(),
@@ -270,6 +277,7 @@ function settingsOf(stage: Stage, mode: GroupMode): Terms['settings'] {
     identical: choiceSetting(stage, 'initial', ['copy', 'identical'], 'copy') === 'identical',
     onLinkLoss: choiceSetting(stage, 'on-link-loss', ['continue', 'freeze'], 'continue'),
     intervalMs: integerSetting(stage, 'interval', { least: 0, most: 3_600_000 }, 0),
+    fence: stage.settings.get('fence') ?? null,
     partBytes: 64 * MiB,
     resyncRate: sizeSetting(stage, 'resync-rate', { least: 0, most: 1 * TiB }, 0),
   }

@@ -82,7 +82,7 @@ export function answerOption(question: Question): OptionAnswer {
 
 /** The contexts that BLOCK_STATUS may ask for on an export. */
 export function contextsFor({ selection }: Session, chosen: Export): readonly MetaContext[] {
-  return selection?.chosen === chosen ? selection.contexts : []
+  return selection?.chosen.name === chosen.name ? selection.contexts : []
 }
 
 /** magic u64, option u32, type u32, length u32, data. */

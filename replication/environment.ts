@@ -2,6 +2,7 @@
 
 import type { Timers } from '../core/clock.ts'
 import type { Logger } from '../core/logger.ts'
+import type { FenceOutcome, FenceRequest } from './fence-hook.ts'
 import type { GroupEventSink } from './group.ts'
 import type { SegmentStore } from './journal/segments.ts'
 import type { Frame } from './machine/frame.ts'
@@ -46,6 +47,8 @@ export interface GroupEnvironment {
   openRegions(group: string, disk: string, size: number, fresh: boolean): Promise<RegionStore>
   /** Whether a group has left a journal there. */
   hasSegments(group: string): Promise<boolean>
+  /** Asks the operator's program whether the other side is fenced. Never rejects. */
+  fence(program: string, request: FenceRequest): Promise<FenceOutcome>
   /** Milliseconds on a clock that never goes back. */
   nowMs(): number
 }

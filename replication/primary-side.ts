@@ -87,6 +87,7 @@ export class PrimarySide {
     this.machine = new PrimaryMachine({
       ...settings,
       ...{ replica, remembered, shared },
+      fences: settings.fence !== null,
       disks: disks.map(({ name, below }) => ({ name, size: below.geometry.size })),
     })
     this.disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
@@ -382,9 +383,21 @@ export class PrimarySide {
         return this.#announce(effect)
       case 'step-down':
         return this.#options.stepDown(effect.reason)
+      case 'fence':
+        void this.#fence(effect.peer)
+        return
       case 'answer':
         return
     }
+  }
+
+  async #fence(peer: string): Promise<void> {
+    const { settings, environment } = this.#options
+    if (settings.fence === null || this.#ended !== undefined) return
+    const { committed: checkpoint, term } = this.machine
+    const request = { group: settings.group, action: 'continue', peer, checkpoint, term } as const
+    const { fenced } = await environment.fence(settings.fence, request)
+    if (this.#ended === undefined) this.#step({ type: 'fenced', fenced })
   }
 
   #beginResync(effect: Extract<PrimaryEffect, { type: 'resync' }>): void {

@@ -348,6 +348,7 @@ export class SecondarySide {
     const disks = this.#disks.map(({ name, geometry }) => ({ name, size: geometry.size }))
     return new SecondaryMachine({
       durable: this.#log.durable,
+      fences: this.#settings.fence !== null,
       remembered,
       group,
       mode,
@@ -425,6 +426,16 @@ export class SecondarySide {
     return true
   }
 
+  async #fence(peer: string): Promise<void> {
+    const { fence, group } = this.#settings
+    if (fence === null || this.#stopping) return
+    const { committed: checkpoint, term } = this.#machine
+    const request = { group, action: 'promote', peer, checkpoint, term } as const
+    const { fenced } = await this.#environment.fence(fence, request)
+    if (!this.#following || this.#stopping) return
+    this.#step({ type: 'fenced', fenced, generation: this.#environment.newId() })
+  }
+
   /** What this side changed by itself, as a primary, the new primary has to send as well. */
   #tellChanges(number: number): void {
     const link = this.#links.get(number)
@@ -475,6 +486,9 @@ export class SecondarySide {
       case 'discard':
         this.#intake.discard()
         return this.#log.discard()
+      case 'fence':
+        void this.#fence(effect.peer)
+        return
       case 'tell-changes':
         return this.#tellChanges(effect.link)
       case 'forget-changes':

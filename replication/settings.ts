@@ -22,6 +22,8 @@ export interface GroupSettings {
   /** Both sides begin with the same content, says an operator. */
   readonly identical: boolean
   readonly onLinkLoss: 'continue' | 'freeze'
+  /** A program that is asked before this side goes on without the other one; null: nobody is asked. */
+  readonly fence: string | null
   /** Milliseconds between checkpoints that a primary makes by itself; 0: none. */
   readonly intervalMs: number
   /** The most bytes of a copy that a secondary has to hold at a time. */

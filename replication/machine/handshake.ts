@@ -50,7 +50,7 @@ export interface Hello extends Lineage {
 }
 
 /** `unready`: what is wrong is the secondary's alone, and may heal. */
-export const REFUSAL_CODES = [
+const REFUSAL_CODES = [
   'version',
   'configuration',
   'history',

@@ -21,6 +21,8 @@ export interface PrimarySettings extends LivenessSettings {
   /** The most bytes of a copy between two partial checkpoints. */
   readonly partBytes: number
   readonly onLinkLoss: 'continue' | 'freeze'
+  /** Somebody is asked, before the guest may write without a secondary, whether the other side is fenced. */
+  readonly fences: boolean
   /** Milliseconds between checkpoints that the primary makes by itself; 0: it makes none. */
   readonly intervalMs: number
 }
@@ -72,6 +74,8 @@ export type PrimaryInput =
       readonly onLinkLoss: 'continue' | 'freeze' | undefined
       readonly intervalMs: number | undefined
     }
+  /** The answer to `fence`. */
+  | { readonly type: 'fenced'; readonly fenced: boolean }
   /** A copy of everything, whatever is known to be equal. */
   | { readonly type: 'copy-again' }
   /** A part of a copy, as large as the secondary should have to hold, was sent. */
@@ -103,6 +107,8 @@ export type PrimaryEffect =
       readonly committed: number
       readonly copies: boolean
     }
+  /** Ask whether the other side is fenced, then give back `fenced`. */
+  | { readonly type: 'fence'; readonly peer: string }
   /** Answer another primary's call. */
   | { readonly type: 'answer'; readonly refusal: Refusal }
   /** The other side is the primary, and nothing was written here: become its secondary. */

@@ -164,7 +164,8 @@ export class PrimaryMachine {
 
   /** 14: no write begins and none is acknowledged. */
   get frozen(): boolean {
-    if (this.#onLinkLoss !== 'freeze' || this.#released || this.#deposed) return false
+    const freezes = this.#onLinkLoss === 'freeze' || this.#settings.fences
+    if (!freezes || this.#released || this.#deposed) return false
     return this.#link.kind === 'down' || this.#link.kind === 'greeting'
   }
 
@@ -319,6 +320,12 @@ export class PrimaryMachine {
       case 'configure':
         this.#onLinkLoss = input.onLinkLoss ?? this.#onLinkLoss
         this.#intervalMs = input.intervalMs ?? this.#intervalMs
+        // Said by an operator, it also stands for the answer of whoever fences.
+        if (input.onLinkLoss !== undefined) this.#released = input.onLinkLoss === 'continue'
+        return
+      case 'fenced':
+        // An answer that comes when the link is back is about the past.
+        if (input.fenced && this.frozen) this.#released = true
         return
       case 'copy-again':
         this.#copyAgain()
@@ -614,6 +621,8 @@ export class PrimaryMachine {
     this.#reason = reason
     const peer = this.#peer
     this.#peer = null
+    if (wasUp && this.#settings.fences && !this.#deposed)
+      this.#effects.push({ type: 'fence', peer: peer ?? '' })
     for (const { waiter, checkpoint } of this.#markers.dropAll()) {
       const what =
         checkpoint === undefined ? '' : `checkpoint ${checkpoint} is not known to be committed: `

@@ -18,6 +18,8 @@ export interface SecondarySettings extends LivenessSettings {
   /** Whether what is committed survives a crash. */
   readonly durable: boolean
   readonly remembered: ReplicaState
+  /** Somebody knows whether the other side is fenced: then this side takes over by itself. */
+  readonly fences: boolean
 }
 
 /** Connections are numbered by the shell: a primary may come back on a new one before the old one is known to be dead. */
@@ -58,6 +60,8 @@ export type SecondaryInput =
       /** The line that begins if it works. */
       readonly generation: string
     }
+  /** The answer to `fence`. */
+  | { readonly type: 'fenced'; readonly fenced: boolean; readonly generation: string }
   /** The primary has become a secondary at this checkpoint, and leaves its role to this side. */
   | {
       readonly type: 'handover'
@@ -80,6 +84,8 @@ export type SecondaryEffect =
   | { readonly type: 'close-link'; readonly link: number; readonly reason: string }
   /** Forget what was received since the last checkpoint. */
   | { readonly type: 'discard' }
+  /** Ask whether the other side is fenced, then give back `fenced`. */
+  | { readonly type: 'fence'; readonly peer: string }
   /** Tell the primary of every range that was changed here, then that this was all. */
   | { readonly type: 'tell-changes'; readonly link: number }
   /**

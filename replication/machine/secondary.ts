@@ -75,6 +75,7 @@ export class SecondaryMachine {
   #decision: ReplicaState | undefined
   /** Whether the primary that is being greeted leads on from the state that is here. */
   #joins = false
+  /** This side takes over without a command: by a handover, or because the primary is fenced. */
   #handedOver = false
   #nextGeneration: string | undefined
   /** The link that was the current one when a forced promote came. */
@@ -198,6 +199,8 @@ export class SecondaryMachine {
         return this.#promote(input)
       case 'handover':
         return this.#handover(input)
+      case 'fenced':
+        return this.#fenced(input)
       case 'discard':
         this.#discard = input.whose
         return
@@ -444,6 +447,16 @@ export class SecondaryMachine {
     this.#decide()
   }
 
+  /** Who fences has answered; meanwhile the primary may have come back, or an operator may have decided. */
+  #fenced({ fenced, generation }: Extract<SecondaryInput, { type: 'fenced' }>): void {
+    if (!fenced || this.#role === 'active' || this.#promoteObjection() !== undefined) return
+    if (!this.#replicating) return
+    this.#nextGeneration ??= generation
+    this.#handedOver = true
+    this.#discardPending()
+    this.#decide()
+  }
+
   #promoteObjection(): string | undefined {
     if (this.#link !== undefined)
       return `its primary ${this.#link.peer} is connected and alive; stop the primary first, or use force`
@@ -532,6 +545,7 @@ export class SecondaryMachine {
   /** Whatever was received since the last marker can never become a checkpoint: its rest is not coming. */
   #linkDown(reason: string): void {
     const peer = this.peer
+    const wasProtected = this.#link?.synced === true
     this.#link = undefined
     this.#reason = reason
     this.#discardPending()
@@ -540,6 +554,9 @@ export class SecondaryMachine {
       event: 'REPLICATION_LINK',
       data: { group: this.#settings.group, up: false, peer, reason },
     })
+    const decides = this.#promotions.length > 0 || this.#handedOver || !this.#replicating
+    if (this.#settings.fences && wasProtected && !decides)
+      this.#effects.push({ type: 'fence', peer: peer ?? '' })
   }
 
   #discardPending(): void {

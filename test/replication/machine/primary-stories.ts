@@ -12,7 +12,7 @@ import { PrimaryMachine } from '../../../replication/machine/primary.ts'
 import { FRESH, type ReplicaState } from '../../../replication/machine/replica-state.ts'
 import { describeEvent, describeFrame } from './stories.ts'
 
-export const SIZE = 64 * 1024
+const SIZE = 64 * 1024
 
 /** A secondary that is where its primary is. */
 export const SECONDARY: Hello = {
@@ -51,7 +51,7 @@ export function newMachine(
   return new PrimaryMachine({
     ...{ group: 'vm', mode: 'colo', replica: 'p', disks: SECONDARY.disks },
     ...{ heartbeatMs: 100, timeoutMs: 500, shared: false, identical: false },
-    ...{ onLinkLoss: 'continue', intervalMs: 0, partBytes: 1 << 26 },
+    ...{ onLinkLoss: 'continue', intervalMs: 0, partBytes: 1 << 26, fences: false },
     remembered: { ...FIRST, ...remembered },
     ...settings,
   })
@@ -67,6 +67,8 @@ export function describe(effect: PrimaryEffect): string {
       return `#${effect.request} done: ${effect.result.checkpoint}, ${effect.result.bytes} bytes, ${effect.result.pauseUs} us`
     case 'checkpoint-failed':
       return `#${effect.request} failed: ${effect.code}: ${effect.reason}`
+    case 'fence':
+      return `fence ${effect.peer}`
     case 'resync':
       return `${effect.copies ? 'copy' : 'resync'} ${effect.session} from ${effect.committed}`
     case 'answer':
@@ -130,8 +132,6 @@ export const resynced = (session: number, nowMs = 0): PrimaryInput => ({
 
 export const HEARING = 'PROTECTION resyncing: hearing what the secondary changed by itself'
 export const SENDING = 'PROTECTION resyncing: sending what changed while the secondary was away'
-export const COPYING = 'PROTECTION resyncing: copying the disks to the secondary'
-export const SETTLING = 'PROTECTION resyncing: awaiting the first checkpoint of the copy'
 
 export const GREETING: Step = [linkUp, ['send hello from p on g1 at 0/0']]
 export const GREETED: Step = [hello(), ['LINK up', HEARING]]
@@ -140,3 +140,6 @@ export const CONNECTED: readonly Step[] = [
   GREETED,
   [ready, ['send synced', 'PROTECTION protected']],
 ]
+
+export const COPYING = 'PROTECTION resyncing: copying the disks to the secondary'
+export const SETTLING = 'PROTECTION resyncing: awaiting the first checkpoint of the copy'

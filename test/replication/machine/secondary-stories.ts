@@ -14,7 +14,7 @@ export const DISKS = [
 ]
 
 /** A primary that has just begun its line. */
-export const PRIMARY: Hello = {
+const PRIMARY: Hello = {
   protocol: { min: 1, max: 1 },
   group: 'vm',
   mode: 'colo',
@@ -38,7 +38,7 @@ export const PRIMARY: Hello = {
 export function newMachine(remembered: Partial<ReplicaState> = {}): SecondaryMachine {
   return new SecondaryMachine({
     ...{ group: 'vm', mode: 'colo', replica: 's', disks: DISKS },
-    ...{ capacity: 1000, durable: true, heartbeatMs: 100, timeoutMs: 500 },
+    ...{ capacity: 1000, durable: true, fences: false, heartbeatMs: 100, timeoutMs: 500 },
     remembered: { ...FRESH, generation: 'g1', ...remembered },
   })
 }
@@ -59,6 +59,8 @@ function describeState({
 
 export function describe(effect: SecondaryEffect): string {
   switch (effect.type) {
+    case 'fence':
+      return `fence ${effect.peer}`
     case 'send':
       return `${effect.link}: send ${describeFrame(effect.frame)}`
     case 'close-link':

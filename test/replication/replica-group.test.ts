@@ -1,4 +1,4 @@
-/** What a secondary's group does when its disks, its memory or its operator are in the way. */
+/** What a group does as a secondary, and once it is promoted, when its disks, its memory or its operator are in the way. */
 
 import t from 'tap'
 
@@ -11,7 +11,8 @@ import type { GroupEvent } from '../../replication/group.ts'
 import { frame, type Frame } from '../../replication/machine/frame.ts'
 import type { Hello } from '../../replication/machine/handshake.ts'
 import { NODE_TIMERS } from '../../replication/node-timers.ts'
-import { SecondaryGroup } from '../../replication/secondary-group.ts'
+import { memoryRegions } from '../../replication/regions/region-store.ts'
+import { ReplicaGroup } from '../../replication/replica-group.ts'
 import { MemoryDevice } from '../nbd/memory-device.ts'
 import { MemorySegments } from './journal/memory-segments.ts'
 
@@ -47,11 +48,15 @@ class FakeLink implements Link {
   }
 }
 
-interface Started {
-  readonly group: SecondaryGroup
+interface Replica {
+  readonly group: ReplicaGroup
   readonly images: readonly MemoryDevice[]
   readonly disks: readonly BlockDevice[]
   readonly events: GroupEvent[]
+}
+
+/** A secondary that follows the test. */
+interface Connected extends Replica {
   readonly link: FakeLink
   readonly handlers: LinkHandlers
 }
@@ -61,40 +66,61 @@ interface Options {
   readonly memory?: number
   readonly store?: MemorySegments
   readonly names?: readonly string[]
+  /** What the images of an earlier process hold. */
+  readonly contents?: readonly Buffer[]
 }
 
-async function start(options: Options = {}): Promise<Started> {
+async function start(options: Options = {}): Promise<Replica> {
   const { durability = 'memory', memory = 64 * MiB, store = new MemorySegments() } = options
   const names = options.names ?? ['a']
   const events: GroupEvent[] = []
-  const group = new SecondaryGroup(
+  let ids = 0
+  const group = new ReplicaGroup(
     {
-      ...{ group: 'vm', mode: 'colo', host: 'nowhere', port: 1, memory, durability },
-      ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000, journal: 1 << 30 },
+      ...{ group: 'vm', mode: 'colo', role: 'secondary', peer: null, listens: true },
+      ...{ memory, durability, journal: 1 << 30, identical: false, onLinkLoss: 'continue' },
+      ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000, intervalMs: 0 },
+      ...{ fence: null, partBytes: 64 * MiB, resyncRate: 0 },
     },
     {
       logger: SILENT,
-      incarnation: 's1',
+      newId: () => `s${(ids += 1)}`,
       timers: NODE_TIMERS,
       nowMs: () => performance.now(),
       onEvent: (event) => events.push(event),
       hasSegments: async () => (await store.list()).length > 0,
+      fence: () => Promise.resolve({ fenced: false, detail: '' }),
       openSegments: () => Promise.resolve(store),
+      openRegions: (_group, _disk, size) => Promise.resolve(memoryRegions(size, 64 * KiB)),
     },
+    undefined,
   )
-  const images = names.map(() => new MemoryDevice(SIZE))
+  const images = names.map((_, index) => {
+    const image = new MemoryDevice(SIZE)
+    options.contents?.[index]?.copy(image.bytes)
+    return image
+  })
   const disks = images.map((image, index) => group.attach(names[index]!, image))
   await group.start()
-  const link = new FakeLink()
-  const handlers = group.take(link, hello(names))
-  return { group, images, disks, events, link, handlers }
+  return { group, images, disks, events }
 }
 
+async function connected(options: Options = {}): Promise<Connected> {
+  const replica = await start(options)
+  const link = new FakeLink()
+  const handlers = replica.group.take(link, hello(options.names ?? ['a']))
+  handlers.frame(frame('synced'))
+  return { ...replica, link, handlers }
+}
+
+/** Of a primary at its beginning, which an operator says to be equal to its secondary. */
 function hello(names: readonly string[]): Hello {
   return {
     protocol: { min: 1, max: 1 },
-    ...{ group: 'vm', mode: 'colo', role: 'primary', incarnation: 'p1', partner: null },
-    ...{ checkpoint: 0, announced: 0, term: 1, capacity: 0, durable: false },
+    ...{ group: 'vm', mode: 'colo', role: 'primary', replica: 'p' },
+    ...{ generation: 'g1', history: [], checkpoint: 0, announced: 0, term: 1 },
+    ...{ consistent: true, wrote: true, capacity: 0, durable: false },
+    ...{ discard: null, identical: true },
     disks: names.map((name) => ({ name, size: SIZE })),
   }
 }
@@ -102,7 +128,7 @@ function hello(names: readonly string[]): Hello {
 const data = (disk: number, position: number, value: number): Frame =>
   frame('write', { disk, position, payload: Buffer.alloc(64 * KiB, value) })
 
-async function checkpoint({ handlers, link }: Started, number: number): Promise<void> {
+async function checkpoint({ handlers, link }: Connected, number: number): Promise<void> {
   const done = link.next('done')
   handlers.frame(frame('checkpoint', { position: number }))
   await done
@@ -113,7 +139,7 @@ const noSpace = (): Fault => new Fault('NO_SPACE', 'the image is full')
 void t.test('a stop that loses committed data fails; with a journal nothing is lost', async (t) => {
   for (const durability of ['memory', 'journal'] as const) {
     const store = new MemorySegments()
-    const started = await start({ durability, store })
+    const started = await connected({ durability, store })
     const { images, disks, handlers } = started
     images[0]!.failure = noSpace()
     handlers.frame(data(0, 0, 7))
@@ -136,7 +162,7 @@ void t.test('a stop that loses committed data fails; with a journal nothing is l
 })
 
 void t.test('a disk that fails takes no other disk with it', async (t) => {
-  const started = await start({ names: ['a', 'b'] })
+  const started = await connected({ names: ['a', 'b'] })
   const { images, disks, handlers } = started
   images[1]!.failure = noSpace()
   images[0]!.mode = 'held'
@@ -154,7 +180,7 @@ void t.test('a disk that fails takes no other disk with it', async (t) => {
 void t.test(
   'an error goes when what was wrong works again, and is said again when it comes back',
   async (t) => {
-    const started = await start()
+    const started = await connected()
     const { group, images, disks, events, handlers } = started
     const errors = (): number => events.filter(({ event }) => event === 'REPLICATION_ERROR').length
     for (const round of [1, 2]) {
@@ -174,7 +200,7 @@ void t.test(
 void t.test(
   'the guest of a secondary leaves room for the primary, and waits no longer than its server lives',
   async (t) => {
-    const started = await start({ memory: 8 * MiB })
+    const started = await connected({ memory: 8 * MiB })
     const { group, disks, handlers } = started
     const [disk] = disks
     const megabyte = Buffer.alloc(1 * MiB, 9)
@@ -212,7 +238,7 @@ void t.test(
   'a journal that fails ends protection until it works again, and loses no checkpoint',
   async (t) => {
     const store = new MemorySegments()
-    const started = await start({ durability: 'journal', store })
+    const started = await connected({ durability: 'journal', store })
     const { group, link, handlers } = started
     handlers.frame(data(0, 0, 1))
     await checkpoint(started, 1)
@@ -222,7 +248,7 @@ void t.test(
     handlers.frame(frame('checkpoint', { position: 2 }))
     t.match((await refusal).payload.toString(), /"unready".*no space to sync/)
     t.match(group.status(), { checkpoint: 1, protection: 'unprotected', error: /no space to sync/ })
-    const again = { ...hello(['a']), partner: 's1', announced: 2 }
+    const again = { ...hello(['a']), checkpoint: 1, announced: 2 }
     const refused = new FakeLink()
     group.take(refused, again)
     t.match(refused.sent[0], { type: 'refuse' }, 'not before it works')
@@ -234,6 +260,7 @@ void t.test(
       taken = new FakeLink()
       takenHandlers = group.take(taken, again)
     }
+    takenHandlers.frame(frame('synced'))
     takenHandlers.frame(data(0, 0, 3))
     await checkpoint({ ...started, link: taken, handlers: takenHandlers }, 3)
     t.match(group.status(), { checkpoint: 3, protection: 'protected', durable: true, error: null })
@@ -245,7 +272,7 @@ void t.test(
   'a flush of the promoted disk is done when no recovery can undo what it made last',
   async (t) => {
     const store = new MemorySegments()
-    const started = await start({ durability: 'journal', store })
+    const started = await connected({ durability: 'journal', store })
     const { group, disks, images, handlers } = started
     images[0]!.mode = 'held'
     handlers.frame(data(0, 0, 1))
@@ -258,9 +285,8 @@ void t.test(
     await written
     await disks[0]!.flush()
     // The power fails here: the image has what was flushed, and the journal what it has.
-    const again = await start({ durability: 'journal', store })
+    const again = await start({ durability: 'journal', store, contents: [images[0]!.bytes] })
     const back = Buffer.alloc(4 * KiB)
-    images[0]!.bytes.copy(again.images[0]!.bytes)
     await again.disks[0]!.read(back, 0)
     t.equal(again.group.status().role, 'active')
     t.equal(back[0], 2)
@@ -271,7 +297,7 @@ void t.test(
 
 void t.test('frames that were held come too late when the journal fails', async (t) => {
   const store = new MemorySegments()
-  const started = await start({ durability: 'journal', store, memory: 8 * MiB })
+  const started = await connected({ durability: 'journal', store, memory: 8 * MiB })
   const { group, images, disks, handlers, link } = started
   // The image takes nothing, so memory fills up: with one committed epoch, one that is being committed, and a part of the next.
   images[0]!.failure = noSpace()
@@ -287,7 +313,7 @@ void t.test('frames that were held come too late when the journal fails', async 
   store.failing = undefined
   images[0]!.failure = undefined
   let [again, frames] = [new FakeLink(), handlers]
-  const returning = { ...hello(['a']), partner: 's1', checkpoint: 1, announced: 3 }
+  const returning = { ...hello(['a']), checkpoint: 1, announced: 3 }
   while (again.sent[0]?.type !== 'hello') {
     await new Promise(setImmediate)
     again = new FakeLink()
@@ -307,7 +333,7 @@ void t.test('frames that were held come too late when the journal fails', async 
 void t.test(
   'a promoted disk that works is not held up by one that does not, and a stop ends all waits',
   async (t) => {
-    const started = await start({ durability: 'journal', names: ['a', 'b'] })
+    const started = await connected({ durability: 'journal', names: ['a', 'b'] })
     const { group, images, disks, handlers } = started
     images[0]!.failure = noSpace()
     handlers.frame(data(0, 0, 1))
@@ -330,7 +356,7 @@ void t.test(
   'a journal is not forgotten by durability=memory, and has nothing to bring back after a clean stop',
   async (t) => {
     const store = new MemorySegments()
-    const started = await start({ durability: 'journal', store })
+    const started = await connected({ durability: 'journal', store })
     started.handlers.frame(data(0, 0, 1))
     await checkpoint(started, 1)
     await started.disks[0]!.close()
