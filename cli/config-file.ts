@@ -24,6 +24,7 @@ export interface ServeConfig {
   readonly listen: readonly string[]
   readonly control?: string
   readonly stateDir?: string
+  readonly blktap2Dir?: string
   readonly logLevel?: string
   readonly readOnly?: boolean
   readonly insecure?: boolean
@@ -36,6 +37,7 @@ const KEYS = {
   listen: 'array',
   control: 'string',
   'state-dir': 'string',
+  'blktap2-dir': 'string',
   'log-level': 'string',
   'read-only': 'boolean',
   insecure: 'boolean',
@@ -87,6 +89,7 @@ export function parseConfig(text: string, path: string): ServeConfig {
     listen,
     ...present('control', top.control),
     ...present('stateDir', top['state-dir']),
+    ...present('blktap2Dir', top['blktap2-dir']),
     ...present('logLevel', top['log-level']),
     ...present('readOnly', top['read-only']),
     ...present('insecure', top.insecure),

@@ -31,6 +31,8 @@ export interface ServeSettings {
   readonly control: string
   /** The folder below which each group that needs one has a folder of its own. */
   readonly stateDir: string
+  /** Where toolstacks made for blktap2 look for checkpoint sockets; undefined where none are wanted. */
+  readonly blktap2Dir: string | undefined
   readonly logLevel: LogLevel
   /** Whether addresses beyond loopback are allowed without encryption. */
   readonly insecure: boolean
@@ -80,6 +82,7 @@ export function settingsOf(
     limits: limitsOf(command, given, config),
     control: given.value('control') ?? config.control ?? defaultControlPath(terminal),
     stateDir: given.value('state-dir') ?? config.stateDir ?? defaultStateDir(terminal),
+    blktap2Dir: given.value('blktap2-dir') ?? config.blktap2Dir,
     logLevel:
       level === undefined
         ? logLevel(config.logLevel ?? 'info')

@@ -45,6 +45,10 @@ export const serve: Subcommand = {
     'idle-timeout-ms': { value: 'MS', meaning: 'drop clients that are idle for so long (never)' },
     control: { value: 'PATH', meaning: 'the control socket' },
     'state-dir': { value: 'DIR', meaning: 'where journals and other lasting state are kept' },
+    'blktap2-dir': {
+      value: 'DIR',
+      meaning: 'make the checkpoint sockets and FIFOs of blktap2 here',
+    },
     'read-only': { meaning: 'let no client write to any export' },
     'log-level': { value: LOG_LEVELS.join('|'), meaning: 'what to log on standard error' },
     insecure: { meaning: 'allow addresses beyond loopback without encryption' },

@@ -7,6 +7,7 @@
  *  - A close that fails in one part still closes the others, and then reports the first failure.
  */
 
+import { Blktap2Doors } from '../control/blktap2-doors.ts'
 import type { ControlContext, ExportSummary } from '../control/command.ts'
 import { EventBus } from '../control/events.ts'
 import { QmpServer } from '../control/qmp-server.ts'
@@ -29,7 +30,7 @@ const POOL = 512 * MiB
 interface ServerOptions {
   readonly settings: Pick<
     ServeSettings,
-    'exports' | 'listen' | 'limits' | 'control' | 'stateDir' | 'insecure'
+    'exports' | 'listen' | 'limits' | 'control' | 'stateDir' | 'blktap2Dir' | 'insecure'
   >
   readonly drivers: readonly Driver[]
   readonly logger: Logger
@@ -44,6 +45,7 @@ export class Server implements ControlContext {
   readonly #registry: ReplicationRegistry
   readonly #nbd: NbdServer
   readonly #control: QmpServer
+  readonly #blktap2: Blktap2Doors | undefined
   #closing: Promise<void> | undefined
 
   private constructor(options: ServerOptions) {
@@ -67,6 +69,8 @@ export class Server implements ControlContext {
       events: this.#events,
       logger,
     })
+    const folder = settings.blktap2Dir
+    if (folder !== undefined) this.#blktap2 = new Blktap2Doors({ folder, context: this, logger })
   }
 
   /** Resolves when every listener is up. @throws Fault, with nothing left open */
@@ -127,6 +131,7 @@ export class Server implements ControlContext {
       // What systemd opened is known only now.
       if (!settings.insecure) refuseExposure(bound)
     }
+    await this.#blktap2?.open(this.#registry.targets)
     await this.#control.listen()
   }
 
@@ -169,6 +174,7 @@ export class Server implements ControlContext {
         attempt(`export ${name}`, () => device.close()),
       ),
     )
+    await attempt('checkpoint sockets', async () => this.#blktap2?.close())
     await attempt('control socket', () => this.#control.close())
     const [first] = failures
     if (first !== undefined) throw first

@@ -2,6 +2,7 @@
 
 import { TiB } from '../core/units.ts'
 import type { CheckpointResult, GroupStatus } from '../replication/group.ts'
+import { blktap2Flush } from './blktap2-flush.ts'
 import { define, type Command } from './command.ts'
 import { matchingGroups, oneGroup } from './select-groups.ts'
 
@@ -143,5 +144,12 @@ export const REPLICATION_COMMANDS: readonly Command[] = [
     },
     run: (context, { group, onLinkLoss, intervalMs, resyncRate }): GroupStatus =>
       oneGroup(context.groups(), group).configure({ onLinkLoss, intervalMs, resyncRate }),
+  }),
+  define({
+    name: 'blktap2-flush',
+    description: 'checkpoints a primary, one flush at a time: what the sockets of blktap2 ask for',
+    arguments: { group: GROUP },
+    run: (context, { group }): Promise<CheckpointResult> =>
+      blktap2Flush(oneGroup(context.groups(), group)),
   }),
 ]

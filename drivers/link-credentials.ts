@@ -61,20 +61,25 @@ function textSetting(stage: Stage, key: string): string | undefined {
   })
 }
 
-/** @throws Fault NOT_PERMITTED where what leaves this machine would be open to others */
+/**
+ * `securable`: whether the link could be made secure.
+ * @throws Fault NOT_PERMITTED where what leaves this machine would be open to others
+ */
 export function refuseExposure(
   { source }: SecuritySettings,
   address: HostPort,
   side: 'server' | 'client',
+  securable = true,
 ): void {
   if (source !== undefined || isLoopback(address.host)) return
   const doing = side === 'server' ? 'listen' : 'connect'
+  const give = securable ? 'give both sides tls-creds=DIR or tls-psk=FILE, ' : ''
   throw new Fault(
     'NOT_PERMITTED',
     'a replication link beyond this machine would be neither authenticated nor encrypted',
     {
       where: formatHostPort(address),
-      remedy: `give both sides tls-creds=DIR or tls-psk=FILE, ${doing} on a loopback address behind a tunnel, or accept the risk with --insecure`,
+      remedy: `${give}${doing} on a loopback address behind a tunnel, or accept the risk with --insecure`,
     },
   )
 }

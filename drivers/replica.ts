@@ -51,6 +51,10 @@ const KEYS = {
     meaning: 'the most that a secondary keeps of epochs on disk',
     values: 'a size such as 8G',
   },
+  wire: {
+    meaning: 'what the two sides speak; blktap2 is for an old peer, and has one disk in a group',
+    values: 'colotap|blktap2',
+  },
   heartbeat: { meaning: 'milliseconds between signs of life', values: '10-60000' },
   timeout: {
     meaning: 'milliseconds of silence after which the peer counts as gone',

@@ -13,6 +13,8 @@ import type { BlockDevice } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { GiB, MiB, SECTOR, TiB } from '../core/units.ts'
+import { Blktap2Listener } from '../replication/blktap2/listener.ts'
+import { blktap2Dial } from '../replication/blktap2/primary-link.ts'
 import { dialTo } from '../replication/dial.ts'
 import type { Dial, GroupEnvironment } from '../replication/environment.ts'
 import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication/group.ts'
@@ -48,6 +50,19 @@ type Role = 'primary' | 'secondary' | 'auto'
 /** Bytes of disk behind one bit of the map of changed regions: what a crash of a primary costs to copy for each of them. */
 const REGION = 4 * MiB
 
+/** Nothing on the blktap2 wire can be copied or remembered: each process begins anew, with equal images. */
+const BLKTAP2_PRIMARY = { durability: 'memory', identical: true } as const
+
+/** What makes no sense with that wire, and why. */
+const BLKTAP2_REFUSES: readonly (readonly [key: string, reason: string])[] = [
+  ['listen', 'the roles cannot be exchanged over it'],
+  ['peer', 'the roles cannot be exchanged over it'],
+  ['tls-creds', 'it is never encrypted'],
+  ['tls-psk', 'it is never encrypted'],
+  ['tls-user', 'it is never encrypted'],
+  ['tls-name', 'it is never encrypted'],
+]
+
 interface Address {
   readonly host: string
   readonly port: number
@@ -65,13 +80,15 @@ interface Terms {
 }
 
 interface Member {
+  /** The address as the pipeline of the first disk has it. */
+  readonly target: string
   readonly terms: Terms
   readonly group: ReplicaGroup
 }
 
 /** What the groups behind a port have in common. */
 interface Port {
-  readonly listener: ReplicationListener
+  readonly listener: ReplicationListener | Blktap2Listener
   readonly security: SecuritySettings
 }
 
@@ -110,6 +127,19 @@ export class ReplicationRegistry {
     return [...this.#members.values()].map(({ group }) => group)
   }
 
+  /** What blktap2 names its checkpoint sockets after: the mode and the target of each group. */
+  get targets(): readonly {
+    readonly group: string
+    readonly mode: GroupMode
+    readonly target: string
+  }[] {
+    return [...this.#members].map(([group, { terms, target }]) => ({
+      group,
+      mode: terms.settings.mode,
+      target,
+    }))
+  }
+
   /** Joins the disk `below` to the group that `stage` names. @throws Fault when it does not fit */
   async attach(
     stage: Stage,
@@ -127,7 +157,7 @@ export class ReplicationRegistry {
     const { group } = terms.settings
     let member = this.#members.get(group)
     if (member === undefined) {
-      member = { terms, group: await this.#newGroup(terms) }
+      member = { target: stage.target, terms, group: await this.#newGroup(terms) }
       this.#members.set(group, member)
     } else if (!isDeepStrictEqual(terms, member.terms)) {
       const remedy = 'give all disks of a group the same address, driver and settings'
@@ -136,7 +166,7 @@ export class ReplicationRegistry {
         `disk "${exportName}" disagrees with the other disks of group "${group}"`,
         { remedy },
       )
-    }
+    } else if (terms.settings.wire === 'blktap2') throw oneDisk(exportName, group)
     // Replication works in sectors; an image with larger blocks (O_DIRECT) is changed by reading, patching and writing.
     const inSectors = below.geometry.block.min > SECTOR ? new Guard(below, false) : below
     return member.group.attach(exportName, inSectors)
@@ -169,34 +199,41 @@ export class ReplicationRegistry {
     const role =
       terms.role === 'auto' ? (listener === undefined ? 'primary' : 'secondary') : terms.role
     const peer = role === 'primary' ? (terms.peer ?? target) : terms.peer
+    const first = settings.wire === 'blktap2' && role === 'primary'
+    if (first && (await this.#environment.hasSegments(settings.group)))
+      throw remembersMore(settings.group)
     const group = new ReplicaGroup(
       {
         ...settings,
+        ...(first ? BLKTAP2_PRIMARY : {}),
         role,
         peer: peer === undefined ? null : formatHostPort(peer),
         listens: listener !== undefined,
       },
       this.#environment,
-      peer === undefined ? undefined : await this.#dial(peer, terms.security),
+      peer === undefined ? undefined : await this.#dial(peer, terms),
     )
     listener?.add(settings.group, group)
     return group
   }
 
-  async #dial(peer: Address, security: SecuritySettings): Promise<Dial> {
+  async #dial(peer: Address, { security, settings: { wire } }: Terms): Promise<Dial> {
     const { insecure, logger } = this.#options
-    if (!insecure) refuseExposure(security, peer, 'client')
+    if (!insecure) refuseExposure(security, peer, 'client', wire === 'colotap')
+    if (wire === 'blktap2')
+      return blktap2Dial(peer.host, peer.port, () => this.#environment.nowMs())
     return dialTo({ ...peer, security: await loadSecurity(security, 'client'), logger })
   }
 
   /** @returns undefined when this side is a primary by blktap2's rule: the address is not to be had here */
   async #listener(
     { host, port }: Address,
-    { role, security, settings: { group } }: Terms,
-  ): Promise<ReplicationListener | undefined> {
+    { role, security, settings: { group, wire } }: Terms,
+  ): Promise<Port['listener'] | undefined> {
     const address = formatHostPort({ host, port })
     const existing = this.#ports.get(address)
     if (existing !== undefined) {
+      if (wire === 'blktap2' || existing.listener instanceof Blktap2Listener) throw onePort(address)
       if (isDeepStrictEqual(security, existing.security)) return existing.listener
       throw new Fault(
         'INVALID',
@@ -204,7 +241,8 @@ export class ReplicationRegistry {
         { where: address, remedy: 'give them the same tls- settings, or another port' },
       )
     }
-    const listener = new ReplicationListener(host, port, this.#options.logger)
+    const Listener = wire === 'blktap2' ? Blktap2Listener : ReplicationListener
+    const listener = new Listener(host, port, this.#options.logger)
     try {
       await listener.listen()
     } catch (error) {
@@ -212,9 +250,11 @@ export class ReplicationRegistry {
       throw error
     }
     try {
-      if (!this.#options.insecure) refuseExposure(security, { host, port }, 'server')
+      if (!this.#options.insecure)
+        refuseExposure(security, { host, port }, 'server', wire === 'colotap')
       const credentials = await loadSecurity(security, 'server')
-      if (credentials !== undefined) listener.secure(credentials)
+      if (credentials !== undefined && listener instanceof ReplicationListener)
+        listener.secure(credentials)
     } catch (error) {
       await listener.close()
       throw error
@@ -241,7 +281,48 @@ function checkDisk(below: BlockDevice, exportName: string): void {
     })
 }
 
+function oneDisk(exportName: string, group: string): Fault {
+  return new Fault('INVALID', `group "${group}" has a disk already, and wire=blktap2 carries one`, {
+    where: exportName,
+    remedy: 'give each disk a group and an address of its own, or use wire=colotap on both sides',
+  })
+}
+
+function onePort(address: string): Fault {
+  return new Fault('INVALID', 'a port with wire=blktap2 belongs to one group', {
+    where: address,
+    remedy: 'give each group an address of its own',
+  })
+}
+
+function remembersMore(group: string): Fault {
+  return new Fault(
+    'INVALID',
+    'this group has a journal, and a primary with wire=blktap2 begins without one',
+    {
+      where: `group ${group}`,
+      remedy: "move the group's folder below the state directory away, and make the images equal",
+    },
+  )
+}
+
+function checkBlktap2({ driver, target, settings }: Stage): void {
+  const where = `${driver}:${target}`
+  for (const [key, reason] of BLKTAP2_REFUSES)
+    if (settings.has(key))
+      throw new Fault('INVALID', `${key}= goes not with wire=blktap2: ${reason}`, {
+        where,
+        remedy: `leave ${key}= out, or use wire=colotap on both sides`,
+      })
+  if (settings.get('initial') === 'copy')
+    throw new Fault('INVALID', 'initial=copy goes not with wire=blktap2, which cannot copy', {
+      where,
+      remedy: 'make the images equal before the start, and leave initial= out',
+    })
+}
+
 function termsOf(stage: Stage, mode: GroupMode): Terms {
+  if (stage.settings.get('wire') === 'blktap2') checkBlktap2(stage)
   const addressOf = (key: string): Address | undefined => {
     const text = stage.settings.get(key)
     return text === undefined ? undefined : parseHostPort(text)
@@ -258,7 +339,10 @@ function termsOf(stage: Stage, mode: GroupMode): Terms {
 
 function settingsOf(stage: Stage, mode: GroupMode): Terms['settings'] {
   const heartbeatMs = integerSetting(stage, 'heartbeat', { least: 10, most: 60_000 }, 500)
-  const timeoutMs = integerSetting(stage, 'timeout', { least: 100, most: 600_000 }, 5_000)
+  const wire = choiceSetting(stage, 'wire', ['colotap', 'blktap2'], 'colotap')
+  // A peer that is given up over the blktap2 wire cannot come back: more patience is the lesser evil.
+  const patienceMs = wire === 'blktap2' ? 30_000 : 5_000
+  const timeoutMs = integerSetting(stage, 'timeout', { least: 100, most: 600_000 }, patienceMs)
   if (timeoutMs < 2 * heartbeatMs) {
     throw new Fault(
       'INVALID',
@@ -273,7 +357,7 @@ function settingsOf(stage: Stage, mode: GroupMode): Terms['settings'] {
   if (group === '' || group.length > 255)
     throw new Fault('INVALID', 'a group name has 1 to 255 characters', { where: stage.target })
   return {
-    ...{ group, mode, heartbeatMs, timeoutMs, memory, durability, journal },
+    ...{ group, mode, wire, heartbeatMs, timeoutMs, memory, durability, journal },
     identical: choiceSetting(stage, 'initial', ['copy', 'identical'], 'copy') === 'identical',
     onLinkLoss: choiceSetting(stage, 'on-link-loss', ['continue', 'freeze'], 'continue'),
     intervalMs: integerSetting(stage, 'interval', { least: 0, most: 3_600_000 }, 0),

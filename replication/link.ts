@@ -79,11 +79,7 @@ export class SocketLink implements Link {
     if (this.#closed) return
     this.#flush()
     this.#closed = true
-    this.#socket.end()
-    // A peer that does not read would keep the socket for ever.
-    const deadline = setTimeout(() => this.#socket.destroy(), 1000).unref()
-    this.#socket.once('close', () => clearTimeout(deadline))
-    this.#socket.resume()
+    endSocket(this.#socket)
     for (const batch of this.#underWay) this.#finish(batch)
     this.#handlers.closed(reason)
   }
@@ -145,6 +141,15 @@ export class SocketLink implements Link {
     if (!this.#closed && this.#spare.length * BATCH < 4 * MiB) this.#spare.push(batch.memory)
     for (const handed of batch.handed) handed()
   }
+}
+
+/** Ends a connection after what was written to it. What still arrives is read and dropped by its listeners. */
+export function endSocket(socket: Socket): void {
+  socket.end()
+  // A peer that does not read would keep the socket for ever.
+  const deadline = setTimeout(() => socket.destroy(), 1000).unref()
+  socket.once('close', () => clearTimeout(deadline))
+  socket.resume()
 }
 
 function encodeInto(batch: Batch, frame: Frame, copied: boolean): void {

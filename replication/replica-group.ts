@@ -253,7 +253,13 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   }
 
   async resync(): Promise<GroupStatus> {
-    await this.#asPrimary().copyAgain()
+    const primary = this.#asPrimary()
+    if (this.#settings.wire === 'blktap2')
+      throw new Fault('NOT_PERMITTED', 'the blktap2 wire cannot carry a copy', {
+        where: `group ${this.name}`,
+        remedy: 'make the images equal, and start both sides anew',
+      })
+    await primary.copyAgain()
     return this.status()
   }
 

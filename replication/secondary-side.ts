@@ -17,7 +17,7 @@ import type { CheckpointResult, SideStatus } from './group.ts'
 import { Intake } from './intake.ts'
 import { MEMORY_LOG, type EpochLog } from './journal/epoch-log.ts'
 import { recoverJournal } from './journal/recover-group.ts'
-import { frame, PARTIAL, PUNCH, type Frame } from './machine/frame.ts'
+import { frame, PARTIAL, PUNCH, UNASKED, type Frame } from './machine/frame.ts'
 import type { Hello } from './machine/handshake.ts'
 import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryEffect, SecondaryInput } from './machine/secondary-io.ts'
@@ -217,7 +217,8 @@ export class SecondarySide {
       role: machine.role,
       protection: machine.protection,
       reason: machine.reason,
-      heals: true,
+      // Over the blktap2 wire no primary can show that it is the one that was here before.
+      heals: this.#settings.wire === 'colotap' || machine.state.generation === null,
       checkpoint: machine.committed,
       term: machine.term,
       durable: this.#log.durable,
@@ -380,6 +381,7 @@ export class SecondarySide {
           link,
           checkpoint: frame.position,
           partial: (frame.flags & PARTIAL) !== 0,
+          asked: (frame.flags & UNASKED) === 0,
           nowMs: this.#environment.nowMs(),
         })
       case 'synced':

@@ -5,6 +5,8 @@ import type { GroupMode } from './group.ts'
 export interface GroupSettings {
   readonly group: string
   readonly mode: GroupMode
+  /** What the two sides speak: colotap's own frames, or what Xen's blktap2 speaks. */
+  readonly wire: 'colotap' | 'blktap2'
   /** Which side this is until it remembers better. */
   readonly role: 'primary' | 'secondary'
   /** Where the other side listens, for messages; null where it is not known. */

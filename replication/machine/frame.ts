@@ -59,6 +59,8 @@ export type FrameType = keyof typeof FRAME_TYPES
 export const PUNCH = 1
 /** checkpoint: a part of a copy, after which the secondary is a mixture until the copy is whole. */
 export const PARTIAL = 1
+/** checkpoint: the primary made it by itself; it answers no command. */
+export const UNASKED = 2
 
 export interface Frame {
   type: FrameType

@@ -14,7 +14,7 @@ import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupEvent, Protection, SideStatus } from '../group.ts'
 import { DirtyMap } from './dirty-map.ts'
-import { frame, PARTIAL, type Frame } from './frame.ts'
+import { frame, PARTIAL, UNASKED, type Frame } from './frame.ts'
 import { encodeHello, PROTOCOL, verdictOn, type Hello, type Refusal } from './handshake.ts'
 import { Liveness } from './liveness.ts'
 import { Markers, type CheckpointRequest } from './markers.ts'
@@ -474,7 +474,7 @@ export class PrimaryMachine {
     const queued = this.#markers.takeQueued()
     if (settles) {
       this.#reason = 'awaiting the first checkpoint of the copy'
-      if (queued.length === 0) this.#mark(undefined, 0)
+      if (queued.length === 0) this.#mark(undefined, UNASKED)
       const next = queued.length === 0 ? this.#announced : this.#announced + 1
       this.#link = { kind: 'settling', checkpoint: next }
     } else this.#streaming()
@@ -588,7 +588,7 @@ export class PrimaryMachine {
     if (intervalMs === 0 || this.#link.kind !== 'streaming' || this.#epochBytes === 0) return
     if (nowMs - this.#lastMarkerMs < intervalMs || this.#markers.awaited !== undefined) return
     this.#lastMarkerMs = nowMs
-    this.#mark(undefined, 0)
+    this.#mark(undefined, UNASKED)
   }
 
   /** Everything counts as changed; the next connection sends it, in parts. */

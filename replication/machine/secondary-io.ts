@@ -38,6 +38,8 @@ export type SecondaryInput =
       readonly checkpoint: number
       /** It ends a part of a copy. */
       readonly partial: boolean
+      /** A command on the primary asked for it. */
+      readonly asked: boolean
     }
   /** The primary has sent everything: this side is protected. */
   | { readonly type: 'synced'; readonly nowMs: number; readonly link: number }

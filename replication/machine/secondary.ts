@@ -46,6 +46,8 @@ interface Commit {
   readonly link: number
   /** What this side is then. */
   readonly state: ReplicaState
+  /** Whether it answers a command on this side, as it answers one on the primary. */
+  readonly asked: boolean
 }
 
 interface Waiter {
@@ -283,7 +285,7 @@ export class SecondaryMachine {
   }
 
   #checkpoint(input: Extract<SecondaryInput, { type: 'checkpoint' }>): void {
-    const { link, checkpoint, partial, nowMs } = input
+    const { link, checkpoint, partial, asked, nowMs } = input
     if (this.#link?.number !== link) return
     this.#liveness.heard(nowMs)
     if (checkpoint <= this.#announced) {
@@ -301,7 +303,7 @@ export class SecondaryMachine {
       checkpoint,
       announced: null,
     }
-    this.#commits.push({ checkpoint, bytes: this.#epochBytes, link, state })
+    this.#commits.push({ checkpoint, bytes: this.#epochBytes, link, state, asked })
     this.#epochBytes = 0
     this.#pressure = 0
     this.#effects.push({ type: 'commit', checkpoint, state })
@@ -326,7 +328,7 @@ export class SecondaryMachine {
     }
     if (!state.consistent) return this.#afterPart(commit, commitUs)
     const result: CheckpointResult = { checkpoint, pauseUs: commitUs, commitUs, bytes }
-    this.#last = result
+    if (commit.asked) this.#last = result
     // Where the link broke meanwhile, the primary learns of this commit from the next hello.
     if (this.#link?.number === commit.link)
       this.#send(commit.link, frame('done', { position: checkpoint, extent: commitUs }))
@@ -334,9 +336,11 @@ export class SecondaryMachine {
       event: 'REPLICATION_CHECKPOINT',
       data: { group: this.#settings.group, ...result },
     })
-    const waiters = this.#waiters
-    this.#waiters = []
-    for (const { request } of waiters) this.#tell(request, result)
+    if (commit.asked) {
+      const waiters = this.#waiters
+      this.#waiters = []
+      for (const { request } of waiters) this.#tell(request, result)
+    }
     this.#decide()
   }
 

@@ -9,6 +9,7 @@ void t.test('a file says what the flags say', (t) => {
   const text = `
     listen = ["unix:/run/colotap/nbd.sock", "tcp:127.0.0.1:10809"]
     control = "/run/colotap/control.sock"
+    blktap2-dir = "/var/run/tap"
     log-level = "warn"
     read-only = false
     insecure = true
@@ -26,6 +27,7 @@ void t.test('a file says what the flags say', (t) => {
   t.strictSame(parseConfig(text, 'colotap.toml'), {
     listen: ['unix:/run/colotap/nbd.sock', 'tcp:127.0.0.1:10809'],
     control: '/run/colotap/control.sock',
+    blktap2Dir: '/var/run/tap',
     logLevel: 'warn',
     readOnly: false,
     insecure: true,

@@ -28,6 +28,7 @@ void t.test('flags alone are enough', (t) => {
     ],
     control: '/run/colotap/control.sock',
     stateDir: '/var/lib/colotap',
+    blktap2Dir: undefined,
     logLevel: 'info',
     insecure: false,
     limits: {},
@@ -41,11 +42,13 @@ void t.test('lists of the file and the flags add up, and else the flag wins', (t
     listen: [UNIX],
     control: '/file.sock',
     logLevel: 'warn',
+    blktap2Dir: '/file',
   }
   t.match(settings({}, file), {
     exports: [{ name: 'a', readOnly: true }],
     control: '/file.sock',
     logLevel: 'warn',
+    blktap2Dir: '/file',
   })
   const both = settings(
     {
@@ -53,10 +56,11 @@ void t.test('lists of the file and the flags add up, and else the flag wins', (t
       listen: ['tcp:127.0.0.1:1'],
       control: ['/flag.sock'],
       'log-level': ['error'],
+      'blktap2-dir': ['/flag'],
     },
     file,
   )
-  t.match(both, { control: '/flag.sock', logLevel: 'error' })
+  t.match(both, { control: '/flag.sock', logLevel: 'error', blktap2Dir: '/flag' })
   t.same(
     both.exports.map(({ name, readOnly }) => [name, readOnly]),
     [

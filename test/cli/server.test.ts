@@ -50,6 +50,7 @@ function settingsIn(
     listen: [{ kind: 'unix', path: join(folder, 'nbd.sock') }],
     control: join(folder, 'control.sock'),
     stateDir: join(folder, 'state'),
+    blktap2Dir: undefined,
     insecure: false,
     limits: {},
   }

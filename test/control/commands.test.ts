@@ -224,3 +224,27 @@ void t.test('query-commands lists the table, quit quits', async (t) => {
   t.same(await run(context, 'quit'), {})
   t.equal(context.quits, 1)
 })
+
+void t.test('a flush for blktap2 is for primaries, one at a time in each group', async (t) => {
+  const [group, other] = [new FakeGroup('vm1'), new FakeGroup('vm2')]
+  const context = contextOf(group, other)
+  let commit: () => void = () => undefined
+  group.onCheckpoint = () =>
+    new Promise((resolve) => {
+      commit = () => resolve(group.commit())
+    })
+  const first = run(context, 'blktap2-flush', { group: 'vm1' })
+  t.match(await refusal(context, 'blktap2-flush', { group: 'vm1' }), /another flush is running/)
+  t.match(await run(context, 'blktap2-flush', { group: 'vm2' }), { checkpoint: 1 })
+  commit()
+  t.match(await first, { checkpoint: 1 })
+  group.onCheckpoint = () => Promise.reject(lost())
+  t.equal(await refusal(context, 'blktap2-flush', { group: 'vm1' }), lost().message)
+  group.onCheckpoint = () => group.commit()
+  t.match(await run(context, 'blktap2-flush', { group: 'vm1' }), { checkpoint: 2 })
+  for (const role of ['secondary', 'active'] as const) {
+    group.become(role)
+    t.match(await refusal(context, 'blktap2-flush', { group: 'vm1' }), /expected primary.*vm1/)
+  }
+  t.equal(group.calls.length, 3)
+})

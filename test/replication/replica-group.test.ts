@@ -80,7 +80,7 @@ async function start(options: Options = {}): Promise<Replica> {
       ...{ group: 'vm', mode: 'colo', role: 'secondary', peer: null, listens: true },
       ...{ memory, durability, journal: 1 << 30, identical: false, onLinkLoss: 'continue' },
       ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000, intervalMs: 0 },
-      ...{ fence: null, partBytes: 64 * MiB, resyncRate: 0 },
+      ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0 },
     },
     {
       logger: SILENT,

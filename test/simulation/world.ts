@@ -174,6 +174,7 @@ export class World {
       group: 'vm',
       ...{ mode, memory, durability, identical, onLinkLoss, intervalMs, role },
       journal: this.plan.journalBytes,
+      wire: 'colotap',
       peer: other,
       listens: true,
       heartbeatMs: HEARTBEAT_MS,

@@ -108,12 +108,18 @@ export const hello = (link: number, fields: Partial<Hello> = {}): SecondaryInput
   peer: 'peer',
   hello: { ...PRIMARY, ...fields },
 })
-export const marker = (checkpoint: number, link = 1, partial = false): SecondaryInput => ({
+export const marker = (
+  checkpoint: number,
+  link = 1,
+  partial = false,
+  asked = !partial,
+): SecondaryInput => ({
   type: 'checkpoint',
   nowMs: 0,
   link,
   checkpoint,
   partial,
+  asked,
 })
 export const committed = (checkpoint: number): SecondaryInput => ({
   type: 'committed',

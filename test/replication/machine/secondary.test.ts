@@ -164,6 +164,19 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     ],
   ],
   [
+    'a checkpoint that the primary made by itself answers nobody',
+    [
+      ...CONNECTED,
+      [marker(1, 1, false, false), ['commit 1 as secondary of g1 at 1 in term 1']],
+      [committed(1), ['1: send done 1', 'CHECKPOINT 1']],
+      [awaitCheckpoint(1), []],
+      [marker(2, 1, false, false), ['commit 2 as secondary of g1 at 2 in term 1']],
+      [committed(2), ['1: send done 2', 'CHECKPOINT 2']],
+      [marker(3), ['commit 3 as secondary of g1 at 3 in term 1']],
+      [committed(3), ['1: send done 3', 'CHECKPOINT 3', '#1 done: 3, 0 bytes']],
+    ],
+  ],
+  [
     'pressure is told at each step, once in an epoch',
     [
       ...CONNECTED,

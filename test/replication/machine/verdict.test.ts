@@ -26,7 +26,7 @@ const PROMOTED: Partial<Hello> = {
   ...{ checkpoint: 5, announced: null, wrote: true },
 }
 const AS_BEFORE: Expected = ['changes', 5, 'joins']
-const JOINED_ALONE: Expected = ['changes', 5, 'joins']
+const BEHIND_ALONE: Expected = ['changes', 5, 'settles']
 const FRESH: Partial<Hello> = {
   ...{ generation: null, checkpoint: 0, announced: 0, wrote: false },
 }
@@ -196,12 +196,12 @@ void t.test('a secondary that knows nothing gets everything', (t) => {
 
 void t.test('a side that was left behind by a primary alone gets what changed since', (t) => {
   check(t, [
-    ['a secondary that stayed where it was', ALONE, {}, JOINED_ALONE],
+    ['a secondary that stayed where it was', ALONE, {}, BEHIND_ALONE],
     [
       'one that committed more than its primary heard of',
       ALONE,
       { checkpoint: 7 },
-      ['changes', 7, 'joins'],
+      ['changes', 7, 'settles'],
     ],
     ['one in the middle of a copy', ALONE, { consistent: false }, ['changes', 5, 'settles']],
     ['one further than was announced', ALONE, { checkpoint: 8 }, 'everything'],
@@ -217,7 +217,7 @@ void t.test('a side that was left behind by a primary alone gets what changed si
       'a primary that went on alone twice at the same checkpoint',
       { generation: 'g4', history: [write('g1', 5), write('g2', 5)] },
       {},
-      JOINED_ALONE,
+      BEHIND_ALONE,
     ],
   ])
   t.end()
