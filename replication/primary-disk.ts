@@ -81,6 +81,7 @@ export class PrimaryDisk implements BlockDevice {
   }
 
   read(into: Buffer, at: number): MaybePromise<void> {
+    this.#group.machine.reading()
     return this.#below.read(into, at)
   }
 

@@ -393,7 +393,7 @@ export class PrimarySide {
 
   async #fence(peer: string): Promise<void> {
     const { settings, environment } = this.#options
-    if (settings.fence === null || this.#ended !== undefined) return
+    if (settings.fence === null) return
     const { committed: checkpoint, term } = this.machine
     const request = { group: settings.group, action: 'continue', peer, checkpoint, term } as const
     const { fenced } = await environment.fence(settings.fence, request)

@@ -430,7 +430,7 @@ export class SecondarySide {
 
   async #fence(peer: string): Promise<void> {
     const { fence, group } = this.#settings
-    if (fence === null || this.#stopping) return
+    if (fence === null) return
     const { committed: checkpoint, term } = this.#machine
     const request = { group, action: 'promote', peer, checkpoint, term } as const
     const { fenced } = await this.#environment.fence(fence, request)

@@ -53,6 +53,7 @@ export class DirtyMap {
     for (let block = Math.floor(at / DIRTY_BLOCK); block < end; block += 1) {
       const chunk = this.#chunk(Math.floor(block / BLOCKS_PER_CHUNK))
       epochsOf(chunk)[block % BLOCKS_PER_CHUNK] = epoch
+      chunk.newest = Math.max(chunk.newest, epoch)
       chunk.countedFor = -1
     }
   }

@@ -63,7 +63,8 @@ export class PrimaryMachine {
   #discard: Hello['discard'] = null
   #replicating = true
   #deposed = false
-  #touched = false
+  /** Whether a guest has used this side, or a secondary has followed it, since this machine was made. */
+  #used = false
   #onLinkLoss: 'continue' | 'freeze'
   #intervalMs: number
   #released = false
@@ -215,9 +216,14 @@ export class PrimaryMachine {
       : { at: run.at, length: Math.min(run.length, size - run.at) }
   }
 
+  /** A guest reads. Hot path. */
+  reading(): void {
+    this.#used = true
+  }
+
   /** A guest's write is about to change [at, at + length). */
   writing(disk: number, at: number, length: number): void {
-    this.#touched = true
+    this.#used = true
     this.#mapOf(disk).mark(at, length, this.#announced + 1)
   }
 
@@ -440,7 +446,7 @@ export class PrimaryMachine {
   }
 
   #depose(reason: string): void {
-    if (!this.#touched) {
+    if (!this.#used) {
       this.#heals = true
       this.#effects.push({ type: 'step-down', reason })
     }
@@ -461,7 +467,7 @@ export class PrimaryMachine {
       return answer(verdict.code, verdict.reason)
     }
     this.#depose('the other side was promoted, or an operator has chosen its data')
-    if (this.#touched)
+    if (this.#used)
       answer('unready', 'the other side is still a primary: stop its guest, then demote it')
     else answer('unready', 'the other side is becoming a secondary')
     if (this.#link.kind !== 'down') this.#closeLink('this side was deposed')
@@ -471,17 +477,18 @@ export class PrimaryMachine {
     if (this.#link.kind !== 'resyncing' || this.#link.session !== session) return
     const settles = this.#link.settles || this.#link.copies || this.#inParts
     this.#inParts = false
-    const queued = this.#markers.takeQueued()
-    if (settles) {
-      this.#reason = 'awaiting the first checkpoint of the copy'
-      if (queued.length === 0) this.#mark(undefined, UNASKED)
-      const next = queued.length === 0 ? this.#announced : this.#announced + 1
-      this.#link = { kind: 'settling', checkpoint: next }
-    } else this.#streaming()
-    for (const request of queued) this.#announce(request, nowMs)
+    if (!settles) this.#streaming()
+    const before = this.#announced
+    for (const request of this.#markers.takeQueued()) this.#announce(request, nowMs)
+    if (!settles) return
+    // A checkpoint that was asked for does as well, unless its time is over.
+    if (this.#announced === before) this.#mark(undefined, UNASKED)
+    this.#reason = 'awaiting the first checkpoint of the copy'
+    this.#link = { kind: 'settling', checkpoint: before + 1 }
   }
 
   #streaming(): void {
+    this.#used = true
     this.#link = { kind: 'streaming' }
     this.#reason = undefined
     this.#released = false

@@ -279,7 +279,7 @@ export class SecondaryMachine {
       this.#effects.push({ type: 'restart-log' })
       return { code: 'unready', reason: this.#logError }
     }
-    if (this.#promotions.length > 0)
+    if (this.#promotions.length > 0 || this.#handedOver || this.#decision !== undefined)
       return { code: 'unready', reason: 'the secondary is being promoted' }
     return undefined
   }
@@ -513,6 +513,13 @@ export class SecondaryMachine {
   }
 
   #stayPassive(reason: string): void {
+    if (this.#handedOver) {
+      this.#reason = `this side could not take over: ${reason}; promote it when it can be remembered`
+      this.#event({
+        event: 'REPLICATION_ERROR',
+        data: { group: this.#settings.group, error: this.#reason },
+      })
+    }
     this.#decision = undefined
     this.#handedOver = false
     if (this.#deposing !== undefined)

@@ -130,6 +130,7 @@ export class RegionMap {
   }
 
   async close(): Promise<void> {
+    await this.#next?.catch(() => undefined)
     await this.#saving.catch(() => undefined)
     await this.#store.close()
   }

@@ -69,8 +69,10 @@ export async function takeCheckpoints(
     issued: new Uint32Array(history.blocks),
   }))
   for (const { acknowledged } of empty) acknowledged.fill(0)
-  const checkpoints: Checkpoints = new Map([[0, empty]])
-  for (let number = 1; ; number += 1) {
+  const { checkpoint: first } = await groupState(primary.qmp)
+  // The first copy, of empty disks, has ended with a checkpoint of its own.
+  const checkpoints: Checkpoints = new Map([[first, empty]])
+  for (let number = first + 1; ; number += 1) {
     const resumes = pauses ? workloads.map((workload) => workload.hold()) : []
     const acknowledged = workloads.map(({ history }) => history.acknowledged())
     let confirmed = 0

@@ -1,7 +1,9 @@
+import assert from 'node:assert/strict'
+
 import fc from 'fast-check'
 import t from 'tap'
 
-import { DIRTY_BLOCK, DirtyMap } from '../../../replication/machine/dirty-map.ts'
+import { DIRTY_BLOCK, DirtyMap, UNSENT } from '../../../replication/machine/dirty-map.ts'
 
 /** Far apart, so that several regions of the map are in use, their borders too. */
 const BLOCKS = [0, 1, 2, 7, 4094, 4095, 4096, 4097, 8191, 8192, 1_000_000]
@@ -12,7 +14,8 @@ class Model {
 
   mark(at: number, length: number, epoch: number): void {
     for (let block = Math.floor(at / DIRTY_BLOCK); block * DIRTY_BLOCK < at + length; block += 1)
-      this.epochs.set(block, epoch)
+      // A write may be to a part of it: what has to be sent of it still has to be.
+      if (!this.isUnsent(block)) this.epochs.set(block, epoch)
   }
 
   dirty(committed: number): number[] {
@@ -20,6 +23,14 @@ class Model {
       .filter(([, epoch]) => epoch > committed)
       .map(([block]) => block)
       .sort((one, other) => one - other)
+  }
+
+  unsend(committed: number): void {
+    for (const block of this.dirty(committed)) this.epochs.set(block, UNSENT)
+  }
+
+  isUnsent(block: number): boolean {
+    return this.epochs.get(block) === UNSENT
   }
 }
 
@@ -77,6 +88,72 @@ void t.test('a block is dirty from its write until the epoch that carries it is 
         }
       },
     ),
+  )
+  t.end()
+})
+
+/** Few blocks, and close, so that what is sent, written and committed is the same one often. */
+const near = fc.record({
+  kind: fc.constant('mark' as const),
+  block: fc.constantFrom(0, 1, 2, 4095, 4096),
+  length: fc.integer({ min: 1, max: 3 * DIRTY_BLOCK }),
+})
+const link = fc.record({ kind: fc.constant('link' as const) })
+/** The resync goes on by one run, from where it was or from somewhere else. */
+const resend = fc.record({
+  kind: fc.constant('resend' as const),
+  from: fc.option(fc.constantFrom(0, 1, 2, 4095, 4096)),
+  limit: fc.integer({ min: 1, max: 6 * DIRTY_BLOCK }),
+})
+
+void t.test('a block that has to be sent is dirty until it was, whatever is committed', (t) => {
+  fc.assert(
+    fc.property(
+      fc.array(fc.oneof(near, marker, commit, link, resend), { maxLength: 40, size: 'max' }),
+      (steps) => {
+        const map = new DirtyMap()
+        const model = new Model()
+        let [announced, committed, next] = [0, 0, 0]
+        for (const step of steps) {
+          switch (step.kind) {
+            case 'mark': {
+              const at = step.block * DIRTY_BLOCK
+              map.mark(at, step.length, announced + 1)
+              model.mark(at, step.length, announced + 1)
+              break
+            }
+            case 'marker':
+              announced += 1
+              break
+            case 'commit':
+              committed += Math.floor(step.share * (announced - committed))
+              map.forget(committed)
+              break
+            case 'link':
+              map.unsend(committed)
+              model.unsend(committed)
+              next = 0
+              break
+            case 'resend': {
+              const from = step.from === null ? next : step.from * DIRTY_BLOCK
+              const run = map.nextDirty(from, step.limit, committed)
+              if (run === undefined) break
+              next = run.at + run.length
+              for (let at = run.at; at < next; at += DIRTY_BLOCK) {
+                // What was forwarded with its epoch needs no sending.
+                if (!model.isUnsent(at / DIRTY_BLOCK)) continue
+                map.sent(at, DIRTY_BLOCK, announced + 1)
+                model.epochs.set(at / DIRTY_BLOCK, announced + 1)
+              }
+            }
+          }
+          const dirty = model.dirty(committed)
+          assert.deepEqual(walk(map, DIRTY_BLOCK, committed), dirty)
+          assert.equal(map.dirtyBytes(committed), dirty.length * DIRTY_BLOCK)
+        }
+      },
+    ),
+    { numRuns: 500 },
   )
   t.end()
 })

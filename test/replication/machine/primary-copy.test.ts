@@ -108,19 +108,22 @@ void t.test('a guest that writes to what a copy has not reached yet takes nothin
 
 void t.test('a copy that is broken off goes on with what it had not sent', (t) => {
   const machine = copying()
-  const half = LARGE / 2
-  for (let at = 0; at < half; at += CHUNK)
+  const reached = 24 * MiB
+  for (let at = 0; at < reached; at += CHUNK) {
+    // A part of a block that is not sent yet: its epoch is committed, the rest of the block is not.
+    if (at === 17 * MiB) machine.written(0, 28 * MiB, 512)
     if (machine.resent(0, at, CHUNK)) machine.step({ type: 'part-sent' })
-  const parts = half / PART
+  }
+  const parts = reached / PART
   for (let part = 1; part < parts; part += 1) machine.step(done(part))
-  t.equal(machine.dirtyBytes(0), half + PART, 'the last part was never acknowledged')
+  t.equal(machine.dirtyBytes(0), LARGE - reached + PART, 'the last part was never acknowledged')
   machine.step(down('cut'))
   machine.step(linkUp)
   const had = { ...EMPTY, generation: 'g1', checkpoint: parts - 1, announced: parts }
   machine.step(hello({ ...had, consistent: false }))
   t.same(machine.step(ready).map(describe), [`resync 2 from ${parts - 1}`, SENDING])
   const { sent } = copy(machine, parts - 1)
-  const kept = (half - PART) / CHUNK
+  const kept = (reached - PART) / CHUNK
   t.same(
     sent,
     ONCE.map((once, chunk) => (chunk < kept ? 0 : once)),
@@ -176,6 +179,24 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [checkpoint(1, 0, 50), []],
       [tick(50), ['#1 failed: TIMEOUT: the resync took longer than the time allowed']],
       [resynced(1, 60), ['send checkpoint 1', SETTLING]],
+      [done(1, 61), ['send synced', 'CHECKPOINT 1', 'PROTECTION protected']],
+    ],
+  ],
+  [
+    'a request whose time is over as the copy ends fails, and the copy has its checkpoint all the same',
+    [
+      GREETING,
+      [hello({ generation: null }), ['LINK up', HEARING]],
+      [ready, ['copy 1 from 0', COPYING]],
+      [checkpoint(1, 0, 50), []],
+      [
+        resynced(1, 60),
+        [
+          '#1 failed: TIMEOUT: the resync took longer than the time allowed',
+          'send checkpoint 1',
+          SETTLING,
+        ],
+      ],
       [done(1, 61), ['send synced', 'CHECKPOINT 1', 'PROTECTION protected']],
     ],
   ],
