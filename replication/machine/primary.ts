@@ -10,17 +10,17 @@
  *  - No marker is sent while the secondary's stream lacks anything that is dirty (state `resyncing`).
  */
 
-import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupEvent, Protection, SideStatus } from '../group.ts'
-import { DirtyMap } from './dirty-map.ts'
+import { ChangedBlocks } from './changed-blocks.ts'
 import { frame, PARTIAL, UNASKED, type Frame } from './frame.ts'
-import { encodeHello, PROTOCOL, verdictOn, type Hello, type Refusal } from './handshake.ts'
+import { encodeHello, verdictOn, type Hello, type Refusal } from './handshake.ts'
 import { Liveness } from './liveness.ts'
 import { Markers, type CheckpointRequest } from './markers.ts'
+import { PrimaryStanding } from './primary-standing.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { PrimaryEffect, PrimaryInput, PrimarySettings } from './primary-io.ts'
-import { forked, type Lineage, type ReplicaState } from './replica-state.ts'
+import type { ReplicaState } from './replica-state.ts'
 
 type Link =
   | { readonly kind: 'down' }
@@ -45,22 +45,13 @@ const ALONE = 'active without a secondary'
 export class PrimaryMachine {
   readonly #settings: PrimarySettings
   readonly #liveness: Liveness
-  readonly #dirty: readonly DirtyMap[]
+  readonly #self: PrimaryStanding
+  readonly #changed: ChangedBlocks
   #link: Link = { kind: 'down' }
   #peer: string | null = null
-  #lineage: Lineage
-  /** Whether another replica may hold the present line. */
-  #shared: boolean
   /** Whether the dirty maps come from an earlier process, which does not say in which epochs. */
   #recalled = true
-  #role: 'primary' | 'active'
   #durable = false
-  #committed: number
-  #announced: number
-  /** Whether `announced` may be too low. */
-  #forgot: boolean
-  #term: number
-  #discard: Hello['discard'] = null
   #replicating = true
   #deposed = false
   /** Whether a guest has used this side, or a secondary has followed it, since this machine was made. */
@@ -82,20 +73,13 @@ export class PrimaryMachine {
   #effects: PrimaryEffect[] = []
 
   constructor(settings: PrimarySettings) {
-    const { remembered } = settings
     this.#settings = settings
     this.#liveness = new Liveness(settings)
-    this.#dirty = settings.disks.map(() => new DirtyMap())
+    this.#changed = new ChangedBlocks(settings.disks)
     this.#onLinkLoss = settings.onLinkLoss
     this.#intervalMs = settings.intervalMs
-    this.#role = remembered.role === 'active' ? 'active' : 'primary'
-    this.#lineage = { generation: remembered.generation, history: remembered.history }
-    this.#shared = settings.shared
-    this.#committed = remembered.checkpoint
-    this.#announced = remembered.announced ?? remembered.checkpoint
-    this.#forgot = remembered.announced === null
-    this.#term = remembered.term
-    if (this.#role === 'active') {
+    this.#self = new PrimaryStanding(settings)
+    if (this.#self.role === 'active') {
       this.#reason = ALONE
       // Whoever promoted it wants it to serve.
       this.#released = true
@@ -104,15 +88,15 @@ export class PrimaryMachine {
   }
 
   get role(): 'primary' | 'active' {
-    return this.#role
+    return this.#self.role
   }
 
   get committed(): number {
-    return this.#committed
+    return this.#self.committed
   }
 
   get term(): number {
-    return this.#term
+    return this.#self.term
   }
 
   get peer(): string | null {
@@ -172,48 +156,31 @@ export class PrimaryMachine {
 
   /** Whether a write would change a line that another replica may hold as it is: then a new one is begun first. */
   get mustFork(): boolean {
-    return this.#shared && (this.#link.kind === 'down' || this.#link.kind === 'greeting')
+    return this.#self.shared && (this.#link.kind === 'down' || this.#link.kind === 'greeting')
   }
 
   /** What has to be remembered of this side. `announced` is known only if this is the last that is remembered. */
   state(ending: boolean): ReplicaState {
-    return {
-      ...this.#lineage,
-      role: this.#role,
-      term: this.#term,
-      wrote: true,
-      consistent: true,
-      checkpoint: this.#committed,
-      announced: ending && !this.#forgot ? this.#announced : null,
-    }
+    return this.#self.state(ending)
   }
 
   /** The shell remembers from an earlier process that a range may differ from the last checkpoint. */
   recall(disk: number, at: number, length: number): void {
-    this.#mapOf(disk).mark(at, length, this.#announced + 1)
+    this.#changed.mark(disk, at, length, this.#self.announced + 1)
   }
 
   dirtyBytes(disk: number): number {
-    return Math.min(
-      this.#mapOf(disk).dirtyBytes(this.#committed),
-      this.#settings.disks[disk]?.size ?? 0,
-    )
+    return this.#changed.bytes(disk, this.#self.committed)
   }
 
-  /** The next dirty run of a disk for a resync from `committed`, cut to the disk's size. */
+  /** The next run of a disk that is dirty with respect to `committed`. */
   nextDirty(
     disk: number,
     from: number,
     limit: number,
     committed: number,
   ): { at: number; length: number } | undefined {
-    const size = this.#settings.disks[disk]?.size ?? 0
-    // The last run may end in the middle of a block: what lies behind it is that block again.
-    if (from >= size) return undefined
-    const run = this.#mapOf(disk).nextDirty(from, limit, committed)
-    return run === undefined
-      ? undefined
-      : { at: run.at, length: Math.min(run.length, size - run.at) }
+    return this.#changed.next(disk, from, limit, committed)
   }
 
   /** A guest reads. Hot path. */
@@ -224,12 +191,12 @@ export class PrimaryMachine {
   /** A guest's write is about to change [at, at + length). */
   writing(disk: number, at: number, length: number): void {
     this.#used = true
-    this.#mapOf(disk).mark(at, length, this.#announced + 1)
+    this.#changed.mark(disk, at, length, this.#self.announced + 1)
   }
 
   /** A write has failed: what the local image holds there now is in no epoch that was announced. */
   writeFailed(disk: number, at: number, length: number): void {
-    this.#mapOf(disk).mark(at, length, this.#announced + 1)
+    this.#changed.mark(disk, at, length, this.#self.announced + 1)
   }
 
   /**
@@ -237,7 +204,7 @@ export class PrimaryMachine {
    * @returns whether it has to be forwarded first. An answer, not an effect: this is the hot path.
    */
   written(disk: number, at: number, length: number): boolean {
-    this.#mapOf(disk).mark(at, length, this.#announced + 1)
+    this.#changed.mark(disk, at, length, this.#self.announced + 1)
     const { kind } = this.#link
     // What is written while the secondary still tells what it changed is sent with the resync.
     if (kind !== 'streaming' && kind !== 'settling' && kind !== 'resyncing') return false
@@ -247,7 +214,7 @@ export class PrimaryMachine {
 
   /** A resync has sent so many bytes. @returns whether the shell has to say `part-sent` */
   resent(disk: number, at: number, length: number): boolean {
-    this.#mapOf(disk).sent(at, length, this.#announced + 1)
+    this.#changed.sent(disk, at, length, this.#self.announced + 1)
     this.#epochBytes += length
     if (this.#link.kind !== 'resyncing') return false
     return (this.#link.copies || this.#inParts) && this.#epochBytes >= this.#partBytes
@@ -266,7 +233,7 @@ export class PrimaryMachine {
       case 'link-up': {
         this.#liveness.start(input.nowMs)
         this.#peer = input.peer
-        const hello = this.#hello()
+        const hello = this.#self.hello()
         this.#link = { kind: 'greeting', hello }
         this.#send(frame('hello', { payload: encodeHello(hello) }))
         return
@@ -280,7 +247,7 @@ export class PrimaryMachine {
       case 'changed':
         this.#liveness.heard(input.nowMs)
         if (this.#link.kind === 'learning')
-          this.#mapOf(input.disk).mark(input.at, input.length, this.#announced + 1)
+          this.#changed.mark(input.disk, input.at, input.length, this.#self.announced + 1)
         else this.#closeLink('the secondary told of a change out of turn')
         return
       case 'ready':
@@ -290,8 +257,7 @@ export class PrimaryMachine {
         this.#called(input.hello)
         return
       case 'fork':
-        this.#lineage = forked(this.#lineage, input.generation, this.#committed, 'write')
-        this.#shared = false
+        this.#self.fork(input.generation)
         return
       case 'done':
         this.#done(input.checkpoint, input.commitUs, input.nowMs)
@@ -321,7 +287,7 @@ export class PrimaryMachine {
         this.#setReplicating(input.on)
         return
       case 'discard':
-        this.#discard = input.whose
+        this.#self.discard = input.whose
         return
       case 'configure':
         this.#onLinkLoss = input.onLinkLoss ?? this.#onLinkLoss
@@ -349,28 +315,6 @@ export class PrimaryMachine {
     }
   }
 
-  #hello(): Hello {
-    const { group, mode, replica, disks, identical } = this.#settings
-    return {
-      ...this.#lineage,
-      protocol: PROTOCOL,
-      group,
-      mode,
-      role: 'primary',
-      replica,
-      checkpoint: this.#committed,
-      announced: this.#forgot ? null : this.#announced,
-      consistent: true,
-      wrote: true,
-      term: this.#term,
-      disks,
-      capacity: 0,
-      durable: false,
-      discard: this.#discard,
-      identical,
-    }
-  }
-
   #greet(hello: Hello, nowMs: number): void {
     if (this.#link.kind !== 'greeting') return this.#closeLink('the peer sent a second hello')
     this.#heals = true
@@ -381,13 +325,13 @@ export class PrimaryMachine {
       const { code, reason } = verdict
       return this.#refused({ code, reason, term: hello.term })
     }
-    if (sent.generation !== this.#lineage.generation)
+    if (sent.generation !== this.#self.generation)
       return this.#closeLink('a guest wrote while the secondary was being greeted')
     const copies = verdict.resync === 'everything'
     this.#base(copies, verdict.at, Math.max(hello.announced ?? 0, hello.checkpoint))
-    this.#shared = true
+    this.#self.shared = true
     this.#durable = hello.durable
-    this.#term = Math.max(this.#term, hello.term)
+    this.#self.term = Math.max(this.#self.term, hello.term)
     this.#partBytes = Math.min(this.#settings.partBytes, Math.floor(hello.capacity * PART_SHARE))
     this.#epochBytes = 0
     this.#reason = 'hearing what the secondary changed by itself'
@@ -400,18 +344,11 @@ export class PrimaryMachine {
 
   /** What the secondary has, and hence what is dirty. Numbers that either side has used are not used again. */
   #base(copies: boolean, at: number, used: number): void {
-    this.#announced = Math.max(this.#announced, used)
-    this.#forgot = false
-    if (this.#recalled) this.#unsend()
+    this.#self.learn(used)
+    if (this.#recalled) this.#changed.unsend(this.#self.committed)
     this.#recalled = false
     if (!copies) return this.#commit(at)
-    for (const [disk, { size }] of this.#settings.disks.entries())
-      this.#mapOf(disk).mark(0, size, this.#announced + 1)
-  }
-
-  /** Parts of a resync may be committed before the rest is sent: no commit makes clean what was not sent. */
-  #unsend(): void {
-    for (const map of this.#dirty) map.unsend(this.#committed)
+    this.#changed.markAll(this.#self.announced + 1)
   }
 
   #ready(nowMs: number): void {
@@ -419,11 +356,9 @@ export class PrimaryMachine {
     if (this.#link.kind !== 'learning')
       return this.#closeLink('the secondary was ready out of turn')
     const { copies, settles } = this.#link
-    this.#unsend()
+    this.#changed.unsend(this.#self.committed)
     // What is too much for the secondary shows when it is sent: how much of it is zeroes, nobody knows before.
-    const dirty = this.#settings.disks.some(
-      (_, disk) => this.nextDirty(disk, 0, 1, this.#committed) !== undefined,
-    )
+    const dirty = this.#changed.any(this.#self.committed)
     this.#session += 1
     this.#link = { kind: 'resyncing', session: this.#session, copies, settles }
     if (!dirty) return this.#resynced(this.#session, nowMs)
@@ -433,7 +368,7 @@ export class PrimaryMachine {
     this.#effects.push({
       type: 'resync',
       session: this.#session,
-      committed: this.#committed,
+      committed: this.#self.committed,
       copies,
     })
   }
@@ -441,7 +376,7 @@ export class PrimaryMachine {
   #refused({ code, reason, term }: Refusal): void {
     this.#heals = code === 'unready' || code === 'overflow'
     if (code === 'overflow' && this.#link.kind === 'resyncing') this.#inParts = true
-    if (code === 'deposed' || (code === 'split' && term > this.#term)) this.#depose(reason)
+    if (code === 'deposed' || (code === 'split' && term > this.#self.term)) this.#depose(reason)
     this.#closeLink(`refused: ${reason}`)
   }
 
@@ -458,12 +393,12 @@ export class PrimaryMachine {
 
   /** Another primary would have this side follow it. */
   #called(hello: Hello): void {
-    const ours = this.#hello()
+    const ours = this.#self.hello()
     const verdict = verdictOn(hello, ours)
     const answer = (code: Refusal['code'], reason: string): void =>
-      void this.#effects.push({ type: 'answer', refusal: { code, reason, term: this.#term } })
+      void this.#effects.push({ type: 'answer', refusal: { code, reason, term: this.#self.term } })
     if (verdict.kind === 'refuse') {
-      if (verdict.code === 'split' && hello.term > this.#term) this.#depose(verdict.reason)
+      if (verdict.code === 'split' && hello.term > this.#self.term) this.#depose(verdict.reason)
       return answer(verdict.code, verdict.reason)
     }
     this.#depose('the other side was promoted, or an operator has chosen its data')
@@ -478,11 +413,11 @@ export class PrimaryMachine {
     const settles = this.#link.settles || this.#link.copies || this.#inParts
     this.#inParts = false
     if (!settles) this.#streaming()
-    const before = this.#announced
+    const before = this.#self.announced
     for (const request of this.#markers.takeQueued()) this.#announce(request, nowMs)
     if (!settles) return
     // A checkpoint that was asked for does as well, unless its time is over.
-    if (this.#announced === before) this.#mark(undefined, UNASKED)
+    if (this.#self.announced === before) this.#mark(undefined, UNASKED)
     this.#reason = 'awaiting the first checkpoint of the copy'
     this.#link = { kind: 'settling', checkpoint: before + 1 }
   }
@@ -492,13 +427,13 @@ export class PrimaryMachine {
     this.#link = { kind: 'streaming' }
     this.#reason = undefined
     this.#released = false
-    this.#discard = null
+    this.#self.discard = null
     this.#send(frame('synced'))
-    if (this.#role === 'primary') return
-    this.#role = 'primary'
+    if (this.#self.role === 'primary') return
+    this.#self.role = 'primary'
     this.#event({
       event: 'REPLICATION_ROLE',
-      data: { group: this.#settings.group, role: 'primary', term: this.#term },
+      data: { group: this.#settings.group, role: 'primary', term: this.#self.term },
     })
   }
 
@@ -533,11 +468,11 @@ export class PrimaryMachine {
   }
 
   #mark(waiter: CheckpointRequest | undefined, flags: number): void {
-    this.#announced += 1
+    const checkpoint = this.#self.announce()
     const partial = flags === PARTIAL
-    this.#markers.sent({ checkpoint: this.#announced, bytes: this.#epochBytes, partial, waiter })
+    this.#markers.sent({ checkpoint, bytes: this.#epochBytes, partial, waiter })
     this.#epochBytes = 0
-    this.#send(frame('checkpoint', { position: this.#announced, flags }))
+    this.#send(frame('checkpoint', { position: checkpoint, flags }))
   }
 
   #done(checkpoint: number, commitUs: number, nowMs: number): void {
@@ -565,13 +500,7 @@ export class PrimaryMachine {
   }
 
   #commit(checkpoint: number): void {
-    assert(
-      checkpoint >= this.#committed && checkpoint <= this.#announced,
-      'commits move forward to announced numbers',
-    )
-    if (checkpoint === this.#committed) return
-    this.#committed = checkpoint
-    for (const map of this.#dirty) map.forget(checkpoint)
+    if (this.#self.commit(checkpoint)) this.#changed.forget(checkpoint)
   }
 
   #tick(nowMs: number): void {
@@ -600,8 +529,7 @@ export class PrimaryMachine {
 
   /** Everything counts as changed; the next connection sends it, in parts. */
   #copyAgain(): void {
-    for (const [disk, { size }] of this.#settings.disks.entries())
-      this.#mapOf(disk).mark(0, size, this.#announced + 1)
+    this.#changed.markAll(this.#self.announced + 1)
     this.#inParts = true
     if (this.#link.kind !== 'down') this.#closeLink('an operator asked for a copy of everything')
   }
@@ -652,11 +580,5 @@ export class PrimaryMachine {
 
   #event(event: GroupEvent): void {
     this.#effects.push({ type: 'event', event })
-  }
-
-  #mapOf(disk: number): DirtyMap {
-    const map = this.#dirty[disk]
-    assert(map !== undefined, 'a disk of the group has a number below their count')
-    return map
   }
 }

@@ -13,6 +13,7 @@
 import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupEvent, GroupRole, Protection } from '../group.ts'
+import { CheckpointWaiters } from './checkpoint-waiters.ts'
 import { frame, type Frame } from './frame.ts'
 import {
   encodeHello,
@@ -50,11 +51,6 @@ interface Commit {
   readonly asked: boolean
 }
 
-interface Waiter {
-  readonly request: number
-  readonly deadlineMs: number
-}
-
 const ALONE = 'active without a secondary'
 
 /** Shares of the capacity at which the primary is told to checkpoint soon. */
@@ -89,10 +85,7 @@ export class SecondaryMachine {
   #reason: string | undefined
   #epochBytes = 0
   #pressure = 0
-  #last: CheckpointResult | undefined
-  /** The last checkpoint that a command on this side was told of: each is reported to one command. */
-  #told = 0
-  #waiters: Waiter[] = []
+  readonly #waiters = new CheckpointWaiters()
   readonly #report: ProtectionReport
   #effects: SecondaryEffect[] = []
 
@@ -328,7 +321,6 @@ export class SecondaryMachine {
     }
     if (!state.consistent) return this.#afterPart(commit, commitUs)
     const result: CheckpointResult = { checkpoint, pauseUs: commitUs, commitUs, bytes }
-    if (commit.asked) this.#last = result
     // Where the link broke meanwhile, the primary learns of this commit from the next hello.
     if (this.#link?.number === commit.link)
       this.#send(commit.link, frame('done', { position: checkpoint, extent: commitUs }))
@@ -336,11 +328,9 @@ export class SecondaryMachine {
       event: 'REPLICATION_CHECKPOINT',
       data: { group: this.#settings.group, ...result },
     })
-    if (commit.asked) {
-      const waiters = this.#waiters
-      this.#waiters = []
-      for (const { request } of waiters) this.#tell(request, result)
-    }
+    if (commit.asked)
+      for (const request of this.#waiters.committed(result))
+        this.#effects.push({ type: 'checkpoint-done', request, result })
     this.#decide()
   }
 
@@ -369,8 +359,11 @@ export class SecondaryMachine {
     nowMs,
     timeoutMs,
   }: Extract<SecondaryInput, { type: 'await-checkpoint' }>): void {
-    if (this.#last !== undefined && this.#last.checkpoint > this.#told)
-      return this.#tell(request, this.#last)
+    const result = this.#waiters.takeUntold()
+    if (result !== undefined) {
+      this.#effects.push({ type: 'checkpoint-done', request, result })
+      return
+    }
     if (this.#role === 'active')
       return this.#fail(request, 'NOT_PERMITTED', 'this side is active and has no secondary')
     if (this.#link === undefined)
@@ -379,12 +372,7 @@ export class SecondaryMachine {
         'LINK_LOST',
         `no primary is connected (${this.#reason ?? 'waiting for one'})`,
       )
-    this.#waiters.push({ request, deadlineMs: nowMs + timeoutMs })
-  }
-
-  #tell(request: number, result: CheckpointResult): void {
-    this.#told = result.checkpoint
-    this.#effects.push({ type: 'checkpoint-done', request, result })
+    this.#waiters.wait(request, nowMs + timeoutMs)
   }
 
   #fail(request: number, code: FaultCode, reason: string): void {
@@ -402,9 +390,7 @@ export class SecondaryMachine {
   }
 
   #tick(nowMs: number): void {
-    const overdue = this.#waiters.filter(({ deadlineMs }) => deadlineMs <= nowMs)
-    this.#waiters = this.#waiters.filter(({ deadlineMs }) => deadlineMs > nowMs)
-    for (const { request } of overdue)
+    for (const request of this.#waiters.takeOverdue(nowMs))
       this.#fail(request, 'TIMEOUT', 'the primary announced no checkpoint in time')
     if (this.#link === undefined) return
     const link = this.#link.number
@@ -577,8 +563,7 @@ export class SecondaryMachine {
   }
 
   #failWaiters(code: FaultCode, reason: string): void {
-    for (const { request } of this.#waiters) this.#fail(request, code, reason)
-    this.#waiters = []
+    for (const request of this.#waiters.takeAll()) this.#fail(request, code, reason)
   }
 
   #send(link: number, outgoing: Frame): void {
