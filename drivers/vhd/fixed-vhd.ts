@@ -68,6 +68,12 @@ export class FixedVhd implements ImageLayer {
         where: this.path,
       })
     }
+    if (this.#file.geometry.size !== old + SECTOR) {
+      throw new Fault('IO', 'an earlier resize has failed half-way', {
+        where: this.path,
+        remedy: 'open the image anew',
+      })
+    }
     await this.#file.extend(footerBytes(footer), size)
     await this.#file.flush()
     await this.#file.zero(old, SECTOR, 0)

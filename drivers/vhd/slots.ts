@@ -44,6 +44,8 @@ export class Slots {
   #hasFooter: boolean
   /** Whether what is behind #end has been made empty. */
   #prepared = false
+  /** Whether this session has moved the end of the file. */
+  #changed = false
   #growing: Promise<void> | undefined
 
   constructor(file: ImageFile, options: SlotsOptions) {
@@ -81,7 +83,7 @@ export class Slots {
 
   /** Lets the file end with a footer behind its last block, if this session has grown it or the footer was lost. */
   async seal(): Promise<void> {
-    if (this.#hasFooter && !this.#prepared) return
+    if (this.#hasFooter && !this.#changed) return
     if (!this.#file.can.resize) {
       if (!this.#hasFooter && this.#limit >= this.#end) await this.rewriteFooter()
       return
@@ -114,10 +116,9 @@ export class Slots {
       this.#prepared = true
       return
     }
-    if (!this.#prepared) {
-      await this.cut()
-      this.#prepared = true
-    }
+    if (!this.#prepared) await this.cut()
+    // Unless all of this succeeds, the next one begins by cutting off what it finds.
+    this.#prepared = false
     const old = this.#limit
     const stride = slotStride(this.#options.blockSize)
     const slots = Math.max(1, Math.min(this.#wanted, Math.floor(STEP / stride)))
@@ -127,17 +128,19 @@ export class Slots {
     // The old footer is in the middle of a block now. Until it is gone, no room is given out.
     await this.#file.zero(old, SECTOR, 0)
     this.#limit = end
+    this.#prepared = true
   }
 
   /** Lets the file end with a footer right behind the last block. */
   async cut(): Promise<void> {
     if (!this.#file.can.resize) return
-    if (this.#limit >= this.#end) {
+    this.#changed = true
+    const { size } = this.#file.geometry
+    if (size >= this.#end + SECTOR) {
       await this.#file.write(this.#options.footer(), this.#end, 0)
       await this.#file.flush()
-      if (this.#limit > this.#end) await this.#file.resize(this.#end + SECTOR)
+      if (size > this.#end + SECTOR) await this.#file.resize(this.#end + SECTOR)
     } else {
-      const { size } = this.#file.geometry
       await this.#file.extend(this.#options.footer(), Math.max(this.#end, size))
       await this.#file.flush()
     }
