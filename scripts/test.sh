@@ -15,4 +15,4 @@ done
 # The checks before a commit look at few power failures, this at many.
 export POWER_FAILURES="${POWER_FAILURES:-12}"
 # Each step of a process test has a deadline of its own; the limit for a whole file leaves room for a slow machine.
-exec npx tap --timeout=1800 "${files[@]}" "$@"
+exec npx tap --timeout=3000 "${files[@]}" "$@"
