@@ -42,16 +42,20 @@ function gone(socket: net.Socket): Promise<void> {
   return new Promise((resolve) => socket.once('close', () => resolve()))
 }
 
-/** Resolves when `socket` has received `wanted` bytes. */
-async function received(socket: net.Socket, wanted: number): Promise<Buffer> {
-  const chunks: Buffer[] = []
-  let length = 0
-  while (length < wanted) {
-    const [chunk] = (await once(socket, 'data')) as [Buffer]
-    chunks.push(chunk)
-    length += chunk.length
-  }
-  return Buffer.concat(chunks)
+/** Resolves when `socket` has received `wanted` bytes. One listener throughout: what comes between two would be lost. */
+function received(socket: net.Socket, wanted: number): Promise<Buffer> {
+  return new Promise((resolve) => {
+    const chunks: Buffer[] = []
+    let length = 0
+    const take = (chunk: Buffer): void => {
+      chunks.push(chunk)
+      length += chunk.length
+      if (length < wanted) return
+      socket.off('data', take)
+      resolve(Buffer.concat(chunks))
+    }
+    socket.on('data', take)
+  })
 }
 
 void t.test('in fair weather everything passes both ways, and the end of a side too', async (t) => {
