@@ -2,9 +2,8 @@
  * A replica in the role of primary, around its machine: connects, moves frames, keeps time, carries out effects. Decides
  * nothing.
  *
- * Invariants:
- *  - 13 A new line of data is remembered durably before the write that begins it.
- *  - 14 While the machine is frozen no write begins, and none is acknowledged; each goes on once when it is not any more.
+ * Invariant:
+ *  - 13, 14 No write begins, and none is acknowledged, but through the gate (write-gate.ts).
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
@@ -26,11 +25,13 @@ import type { PrimaryEffect, PrimaryInput } from './machine/primary-io.ts'
 import { PrimaryMachine } from './machine/primary.ts'
 import type { ReplicaState } from './machine/replica-state.ts'
 import { PrimaryDisk } from './primary-disk.ts'
+import { retainChanges } from './regions/retain-changes.ts'
 import type { ChangedRange, RegionMap } from './regions/region-map.ts'
 import { Requests } from './requests.ts'
 import { Resync } from './resync.ts'
 import type { GroupSettings } from './settings.ts'
-import { Troubles } from './troubles.ts'
+import type { Troubles } from './troubles.ts'
+import { WriteGate } from './write-gate.ts'
 
 /** How often regions that need not be marked any more are looked for. */
 const RETAIN_MS = 30_000
@@ -71,14 +72,9 @@ export class PrimarySide {
   /** What the secondary told of, on its way to the maps on disk. */
   #learning: Promise<unknown>[] = []
   #stopTicking: (() => void)[] = []
-  #forking: Promise<void> | undefined
-  /** The present line is not known to be remembered. */
-  #unsaved = false
-  #frozen: { readonly thaw: () => void; readonly end: (error: Fault) => void }[] = []
-  #held = false
+  readonly #gate: WriteGate
   #rate: number
   #complaint = ''
-  #ended: Fault | undefined
 
   constructor(options: PrimaryOptions) {
     const { settings, environment, disks, dial, replica, remembered, shared } = options
@@ -89,6 +85,10 @@ export class PrimarySide {
       ...{ replica, remembered, shared },
       fences: settings.fence !== null,
       disks: disks.map(({ name, below }) => ({ name, size: below.geometry.size })),
+    })
+    this.#gate = new WriteGate(this.machine, {
+      fork: () => this.#step({ type: 'fork', generation: environment.newId() }),
+      persist: options.persist,
     })
     this.disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
     for (const [index, { changed }] of disks.entries())
@@ -179,24 +179,21 @@ export class PrimarySide {
   }
 
   ready(): MaybePromise<void> {
-    if (this.#ended !== undefined) throw this.#ended
-    if (this.machine.frozen || this.#held) return this.#thaw()
-    return this.machine.mustFork || this.#unsaved ? this.#remembered() : undefined
+    return this.#gate.ready()
   }
 
   thawed(): MaybePromise<void> {
-    return this.machine.frozen ? this.#thaw() : undefined
+    return this.#gate.thawed()
   }
 
   /** Lets writes wait, and resolves when none is under way. */
   async hold(): Promise<void> {
-    this.#held = true
+    this.#gate.hold()
     for (const disk of this.disks) await disk.quiet()
   }
 
   unhold(): void {
-    this.#held = false
-    this.#thawAll()
+    this.#gate.unhold()
   }
 
   /** The secondary is to take over at this checkpoint; this side has given up its role. */
@@ -206,8 +203,7 @@ export class PrimarySide {
 
   /** No guest may use this side any more: what waits is refused, and what was begun comes to an end. */
   async retire(reason: Fault): Promise<void> {
-    this.#ended ??= reason
-    for (const { end } of this.#frozen.splice(0)) end(reason)
+    this.#gate.end(reason)
     for (const disk of this.disks) await disk.quiet()
   }
 
@@ -216,7 +212,7 @@ export class PrimarySide {
     for (const stop of this.#stopTicking) stop()
     this.#connector?.close()
     this.#resync?.stop()
-    this.#ended ??= reason
+    this.#gate.refuse(reason)
     // A write may wait for a peer that does not read any more.
     this.#link?.close(reason.message)
     this.#step({ type: 'link-down', reason: reason.message })
@@ -241,52 +237,16 @@ export class PrimarySide {
   /** Marks as changed just what is, after end(). @throws Fault */
   async retain(): Promise<void> {
     // Twice: the first pass spares what was written lately.
-    for (let pass = 0; pass < 2; pass += 1)
-      for (const [index, disk] of this.#options.disks.entries()) await this.#retainOf(index, disk)
+    for (let pass = 0; pass < 2; pass += 1) await retainChanges(this.machine, this.#options.disks)
   }
 
-  #retain = async (): Promise<void> => {
+  async #retain(): Promise<void> {
     const { troubles, disks } = this.#options
     try {
-      for (const [index, disk] of disks.entries()) await this.#retainOf(index, disk)
+      await retainChanges(this.machine, disks)
     } catch (error) {
       troubles.report('regions', asFault(error, 'IO', 'cannot flush the image').message)
     }
-  }
-
-  async #retainOf(index: number, { regions, below }: TrackedDisk): Promise<void> {
-    const { machine } = this
-    await regions.retain(
-      (at, length) => {
-        const run = machine.nextDirty(index, at, 1, machine.committed)
-        return run !== undefined && run.at < at + length
-      },
-      async () => below.flush(),
-    )
-  }
-
-  #thaw(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#frozen.push({ thaw: resolve, end: reject })
-    })
-  }
-
-  async #fork(): Promise<void> {
-    const { persist, environment } = this.#options
-    // A connection that is being made waits for this (adopt), or is given up by the machine.
-    if (this.machine.mustFork) this.#step({ type: 'fork', generation: environment.newId() })
-    this.#unsaved = true
-    await persist(this.machine.state(false))
-    this.#unsaved = false
-  }
-
-  /** Resolves when the present line is remembered. */
-  #remembered(): Promise<void> | undefined {
-    if (!this.machine.mustFork && !this.#unsaved) return this.#forking
-    this.#forking ??= this.#fork().finally(() => {
-      this.#forking = undefined
-    })
-    return this.#forking
   }
 
   #adopt(open: (handlers: LinkHandlers) => Link): void {
@@ -306,8 +266,9 @@ export class PrimarySide {
       if (this.#link === link && !link.closed)
         this.#step({ type: 'link-up', nowMs: environment.nowMs(), peer: link.peer })
     }
-    if (!this.#unsaved) greet()
-    else void this.#remembered()?.then(greet, () => link.close('the new line cannot be remembered'))
+    const remembering = this.#gate.remembering
+    if (remembering === undefined) greet()
+    else void remembering.then(greet, () => link.close('the new line cannot be remembered'))
   }
 
   #receive(frame: Frame): void {
@@ -359,12 +320,7 @@ export class PrimarySide {
 
   #step(input: PrimaryInput): void {
     for (const effect of this.machine.step(input)) this.#perform(effect)
-    this.#thawAll()
-  }
-
-  #thawAll(): void {
-    if (this.#frozen.length === 0 || this.machine.frozen || this.#held) return
-    for (const { thaw } of this.#frozen.splice(0)) thaw()
+    this.#gate.open()
   }
 
   #perform(effect: PrimaryEffect): void {
@@ -397,7 +353,7 @@ export class PrimarySide {
     const { committed: checkpoint, term } = this.machine
     const request = { group: settings.group, action: 'continue', peer, checkpoint, term } as const
     const { fenced } = await environment.fence(settings.fence, request)
-    if (this.#ended === undefined) this.#step({ type: 'fenced', fenced })
+    if (this.#gate.ended === undefined) this.#step({ type: 'fenced', fenced })
   }
 
   #beginResync(effect: Extract<PrimaryEffect, { type: 'resync' }>): void {
@@ -452,7 +408,7 @@ export class PrimarySide {
 
   /** Says why there is no link, once for each reason, not at each attempt. */
   #complain(reason: string): void {
-    if (reason === this.#complaint || this.#ended !== undefined) return
+    if (reason === this.#complaint || this.#gate.ended !== undefined) return
     this.#complaint = reason
     const { settings, environment } = this.#options
     environment.logger.warn(

@@ -8,7 +8,7 @@
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
-import { asFault, Fault } from '../core/fault.ts'
+import { Fault } from '../core/fault.ts'
 import { DiskLayers } from '../ramdisk/disk-layers.ts'
 import { PageMemory } from '../ramdisk/page-memory.ts'
 import { every, type GroupEnvironment, type Link, type LinkHandlers } from './environment.ts'
@@ -22,6 +22,7 @@ import type { Hello } from './machine/handshake.ts'
 import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryEffect, SecondaryInput } from './machine/secondary-io.ts'
 import { SecondaryMachine } from './machine/secondary.ts'
+import { OwnChanges } from './regions/own-changes.ts'
 import type { ChangedRange, RegionMap } from './regions/region-map.ts'
 import { Requests } from './requests.ts'
 import { SecondaryDisk } from './secondary-disk.ts'
@@ -59,8 +60,7 @@ export class SecondarySide {
   readonly #troubles: Troubles
   readonly #hooks: SecondaryHooks
   #replica: string
-  /** What a primary of before knows that it changed, where that is finer than the maps on disk; by disk. */
-  #changed: readonly (readonly ChangedRange[])[] | undefined
+  readonly #changes: OwnChanges
   #nextLink = 1
   #following = false
   #stopTicking: (() => void) | undefined
@@ -80,6 +80,7 @@ export class SecondarySide {
     this.#environment = environment
     this.memory = new PageMemory(settings.memory)
     this.#troubles = troubles
+    this.#changes = new OwnChanges(hooks.regions, troubles)
     this.#log = this.#keeper(MEMORY_LOG)
     this.#intake = new Intake({
       hasRoom: (bytes) => this.#hasRoom(bytes),
@@ -198,7 +199,7 @@ export class SecondarySide {
   /** The role of a secondary begins. @param changed what it changed itself, as far as that is known better than by the maps on disk */
   follow(state: ReplicaState, changed?: readonly (readonly ChangedRange[])[]): void {
     this.#machine = this.#newMachine(state)
-    this.#changed = changed
+    this.#changes.know(changed)
     this.#following = true
     for (const disk of this.#disks) disk.yieldTo(undefined)
     this.#stopTicking = every(this.#environment.timers, this.#settings.heartbeatMs / 2, () =>
@@ -444,25 +445,11 @@ export class SecondarySide {
     if (link === undefined) return
     if (this.#machine.state.wrote)
       for (const index of this.#disks.keys())
-        for (const { at, length } of this.#changesOf(index)) {
+        for (const { at, length } of this.#changes.of(index)) {
           const disk = this.#machine.diskFor(number, index)
           link.send(frame('dirty', { disk, position: at, extent: length }))
         }
     link.send(frame('ready'))
-  }
-
-  #changesOf(index: number): readonly ChangedRange[] {
-    return this.#changed?.[index] ?? this.#hooks.regions[index]?.ranges() ?? []
-  }
-
-  #forgetChanges(): void {
-    this.#changed = undefined
-    for (const regions of this.#hooks.regions)
-      void regions.clear().catch((error: unknown) => {
-        // They say too much then, which costs the next copy time and nothing else.
-        const { message } = asFault(error, 'IO', 'cannot write the map of changed regions')
-        this.#troubles.report('regions', message)
-      })
   }
 
   #flushed(disk: SecondaryDisk, checkpoint: number): void {
@@ -494,7 +481,7 @@ export class SecondarySide {
       case 'tell-changes':
         return this.#tellChanges(effect.link)
       case 'forget-changes':
-        return this.#forgetChanges()
+        return this.#changes.forget()
       case 'commit':
         return this.#log.commit(effect.checkpoint, effect.state)
       case 'remember':

@@ -10,13 +10,14 @@
  *  - No marker is sent while the secondary's stream lacks anything that is dirty (state `resyncing`).
  */
 
-import type { FaultCode } from '../../core/fault.ts'
-import type { CheckpointResult, GroupEvent, Protection, SideStatus } from '../group.ts'
+import type { Protection, SideStatus } from '../group.ts'
 import { ChangedBlocks } from './changed-blocks.ts'
-import { frame, PARTIAL, UNASKED, type Frame } from './frame.ts'
+import { frame, PARTIAL, UNASKED } from './frame.ts'
 import { encodeHello, verdictOn, type Hello, type Refusal } from './handshake.ts'
+import { LinkLossPolicy } from './link-loss-policy.ts'
 import { Liveness } from './liveness.ts'
-import { Markers, type CheckpointRequest } from './markers.ts'
+import { PrimaryCheckpoints } from './primary-checkpoints.ts'
+import { PrimaryOutbox } from './primary-outbox.ts'
 import { PrimaryStanding } from './primary-standing.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { PrimaryEffect, PrimaryInput, PrimarySettings } from './primary-io.ts'
@@ -56,33 +57,30 @@ export class PrimaryMachine {
   #deposed = false
   /** Whether a guest has used this side, or a secondary has followed it, since this machine was made. */
   #used = false
-  #onLinkLoss: 'continue' | 'freeze'
-  #intervalMs: number
-  #released = false
+  readonly #linkLoss: LinkLossPolicy
   #heals = true
   /** Why the group is not protected; undefined while it was never anything else than about to connect. */
   #reason: string | undefined
-  readonly #markers = new Markers()
-  #epochBytes = 0
+  readonly #checkpoints: PrimaryCheckpoints
   #partBytes = 0
   /** A resync was too much for the secondary to hold as one epoch: it is sent in parts. */
   #inParts = false
-  #lastMarkerMs = 0
   #session = 0
   readonly #report: ProtectionReport
-  #effects: PrimaryEffect[] = []
+  readonly #out: PrimaryOutbox
 
   constructor(settings: PrimarySettings) {
     this.#settings = settings
     this.#liveness = new Liveness(settings)
     this.#changed = new ChangedBlocks(settings.disks)
-    this.#onLinkLoss = settings.onLinkLoss
-    this.#intervalMs = settings.intervalMs
+    this.#linkLoss = new LinkLossPolicy(settings)
     this.#self = new PrimaryStanding(settings)
+    this.#out = new PrimaryOutbox()
+    this.#checkpoints = new PrimaryCheckpoints(settings, this.#self, this.#out)
     if (this.#self.role === 'active') {
       this.#reason = ALONE
       // Whoever promoted it wants it to serve.
-      this.#released = true
+      this.#linkLoss.release()
     }
     this.#report = new ProtectionReport(settings.group, this)
   }
@@ -149,8 +147,7 @@ export class PrimaryMachine {
 
   /** 14: no write begins and none is acknowledged. */
   get frozen(): boolean {
-    const freezes = this.#onLinkLoss === 'freeze' || this.#settings.fences
-    if (!freezes || this.#released || this.#deposed) return false
+    if (!this.#linkLoss.freezes || this.#deposed) return false
     return this.#link.kind === 'down' || this.#link.kind === 'greeting'
   }
 
@@ -208,24 +205,23 @@ export class PrimaryMachine {
     const { kind } = this.#link
     // What is written while the secondary still tells what it changed is sent with the resync.
     if (kind !== 'streaming' && kind !== 'settling' && kind !== 'resyncing') return false
-    this.#epochBytes += length
+    this.#checkpoints.carry(length)
     return true
   }
 
   /** A resync has sent so many bytes. @returns whether the shell has to say `part-sent` */
   resent(disk: number, at: number, length: number): boolean {
     this.#changed.sent(disk, at, length, this.#self.announced + 1)
-    this.#epochBytes += length
+    this.#checkpoints.carry(length)
     if (this.#link.kind !== 'resyncing') return false
-    return (this.#link.copies || this.#inParts) && this.#epochBytes >= this.#partBytes
+    return (this.#link.copies || this.#inParts) && this.#checkpoints.epochBytes >= this.#partBytes
   }
 
   step(input: PrimaryInput): readonly PrimaryEffect[] {
-    this.#effects = []
     this.#take(input)
     const news = this.#report.news(this)
-    if (news !== undefined) this.#event(news)
-    return this.#effects
+    if (news !== undefined) this.#out.event(news)
+    return this.#out.take()
   }
 
   #take(input: PrimaryInput): void {
@@ -235,7 +231,7 @@ export class PrimaryMachine {
         this.#peer = input.peer
         const hello = this.#self.hello()
         this.#link = { kind: 'greeting', hello }
-        this.#send(frame('hello', { payload: encodeHello(hello) }))
+        this.#out.send(frame('hello', { payload: encodeHello(hello) }))
         return
       }
       case 'hello':
@@ -268,7 +264,7 @@ export class PrimaryMachine {
       case 'pressure': {
         this.#liveness.heard(input.nowMs)
         const { bytes, limit } = input
-        this.#event({
+        this.#out.event({
           event: 'REPLICATION_PRESSURE',
           data: { group: this.#settings.group, bytes, limit },
         })
@@ -290,20 +286,18 @@ export class PrimaryMachine {
         this.#self.discard = input.whose
         return
       case 'configure':
-        this.#onLinkLoss = input.onLinkLoss ?? this.#onLinkLoss
-        this.#intervalMs = input.intervalMs ?? this.#intervalMs
-        // Said by an operator, it also stands for the answer of whoever fences.
-        if (input.onLinkLoss !== undefined) this.#released = input.onLinkLoss === 'continue'
+        if (input.onLinkLoss !== undefined) this.#linkLoss.configure(input.onLinkLoss)
+        this.#checkpoints.intervalMs = input.intervalMs ?? this.#checkpoints.intervalMs
         return
       case 'fenced':
         // An answer that comes when the link is back is about the past.
-        if (input.fenced && this.frozen) this.#released = true
+        if (input.fenced && this.frozen) this.#linkLoss.release()
         return
       case 'copy-again':
         this.#copyAgain()
         return
       case 'part-sent':
-        this.#mark(undefined, PARTIAL)
+        this.#checkpoints.mark(undefined, PARTIAL)
         return
       case 'resynced':
         this.#resynced(input.session, input.nowMs)
@@ -333,10 +327,10 @@ export class PrimaryMachine {
     this.#durable = hello.durable
     this.#self.term = Math.max(this.#self.term, hello.term)
     this.#partBytes = Math.min(this.#settings.partBytes, Math.floor(hello.capacity * PART_SHARE))
-    this.#epochBytes = 0
+    this.#checkpoints.begin()
     this.#reason = 'hearing what the secondary changed by itself'
     this.#link = { kind: 'learning', copies, settles: verdict.settles }
-    this.#event({
+    this.#out.event({
       event: 'REPLICATION_LINK',
       data: { group: this.#settings.group, up: true, peer: this.#peer, reason: null },
     })
@@ -365,7 +359,7 @@ export class PrimaryMachine {
     this.#reason = copies
       ? 'copying the disks to the secondary'
       : 'sending what changed while the secondary was away'
-    this.#effects.push({
+    this.#out.add({
       type: 'resync',
       session: this.#session,
       committed: this.#self.committed,
@@ -383,20 +377,21 @@ export class PrimaryMachine {
   #depose(reason: string): void {
     if (!this.#used) {
       this.#heals = true
-      this.#effects.push({ type: 'step-down', reason })
+      this.#out.add({ type: 'step-down', reason })
     }
     if (this.#deposed) return
     this.#deposed = true
     const error = `deposed: ${reason}; this copy acknowledges no more writes`
-    this.#event({ event: 'REPLICATION_ERROR', data: { group: this.#settings.group, error } })
+    this.#out.event({ event: 'REPLICATION_ERROR', data: { group: this.#settings.group, error } })
   }
 
   /** Another primary would have this side follow it. */
   #called(hello: Hello): void {
     const ours = this.#self.hello()
     const verdict = verdictOn(hello, ours)
-    const answer = (code: Refusal['code'], reason: string): void =>
-      void this.#effects.push({ type: 'answer', refusal: { code, reason, term: this.#self.term } })
+    const answer = (code: Refusal['code'], reason: string): void => {
+      this.#out.add({ type: 'answer', refusal: { code, reason, term: this.#self.term } })
+    }
     if (verdict.kind === 'refuse') {
       if (verdict.code === 'split' && hello.term > this.#self.term) this.#depose(verdict.reason)
       return answer(verdict.code, verdict.reason)
@@ -414,10 +409,10 @@ export class PrimaryMachine {
     this.#inParts = false
     if (!settles) this.#streaming()
     const before = this.#self.announced
-    for (const request of this.#markers.takeQueued()) this.#announce(request, nowMs)
+    this.#checkpoints.announceQueued(nowMs)
     if (!settles) return
     // A checkpoint that was asked for does as well, unless its time is over.
-    if (this.#self.announced === before) this.#mark(undefined, UNASKED)
+    if (this.#self.announced === before) this.#checkpoints.mark(undefined, UNASKED)
     this.#reason = 'awaiting the first checkpoint of the copy'
     this.#link = { kind: 'settling', checkpoint: before + 1 }
   }
@@ -426,12 +421,12 @@ export class PrimaryMachine {
     this.#used = true
     this.#link = { kind: 'streaming' }
     this.#reason = undefined
-    this.#released = false
+    this.#linkLoss.arm()
     this.#self.discard = null
-    this.#send(frame('synced'))
+    this.#out.send(frame('synced'))
     if (this.#self.role === 'primary') return
     this.#self.role = 'primary'
-    this.#event({
+    this.#out.event({
       event: 'REPLICATION_ROLE',
       data: { group: this.#settings.group, role: 'primary', term: this.#self.term },
     })
@@ -443,15 +438,15 @@ export class PrimaryMachine {
     switch (this.#link.kind) {
       case 'streaming':
       case 'settling':
-        this.#announce(wanted, nowMs)
+        this.#checkpoints.announce(wanted, nowMs)
         return
       case 'learning':
       case 'resyncing':
-        this.#markers.queue(wanted)
+        this.#checkpoints.queue(wanted)
         return
       case 'greeting':
       case 'down':
-        this.#fail(
+        this.#checkpoints.fail(
           wanted,
           'LINK_LOST',
           `there is no secondary to checkpoint to (${this.#reason ?? 'connecting'})`,
@@ -460,43 +455,19 @@ export class PrimaryMachine {
     }
   }
 
-  #announce(waiter: CheckpointRequest, nowMs: number): void {
-    if (waiter.deadlineMs <= nowMs)
-      return this.#fail(waiter, 'TIMEOUT', 'the resync took longer than the time allowed')
-    this.#lastMarkerMs = nowMs
-    this.#mark(waiter, 0)
-  }
-
-  #mark(waiter: CheckpointRequest | undefined, flags: number): void {
-    const checkpoint = this.#self.announce()
-    const partial = flags === PARTIAL
-    this.#markers.sent({ checkpoint, bytes: this.#epochBytes, partial, waiter })
-    this.#epochBytes = 0
-    this.#send(frame('checkpoint', { position: checkpoint, flags }))
-  }
-
   #done(checkpoint: number, commitUs: number, nowMs: number): void {
     this.#liveness.heard(nowMs)
-    const { awaited } = this.#markers
-    const marker = awaited === checkpoint ? this.#markers.confirm() : undefined
+    const { awaited } = this.#checkpoints
+    const marker = this.#checkpoints.confirm(checkpoint)
     if (marker === undefined) {
       return this.#closeLink(
         `the peer reported checkpoint ${checkpoint} as done; awaited: ${awaited ?? 'none'}`,
       )
     }
     this.#commit(checkpoint)
-    const { waiter, bytes } = marker
     if (marker.partial) return
     if (this.#link.kind === 'settling' && checkpoint >= this.#link.checkpoint) this.#streaming()
-    const pauseUs = waiter === undefined ? commitUs : Math.round((nowMs - waiter.askedMs) * 1000)
-    const result: CheckpointResult = { checkpoint, pauseUs, commitUs, bytes }
-    this.#event({
-      event: 'REPLICATION_CHECKPOINT',
-      data: { group: this.#settings.group, ...result },
-    })
-    if (waiter !== undefined) {
-      this.#effects.push({ type: 'checkpoint-done', request: waiter.request, result })
-    }
+    this.#checkpoints.report(marker, commitUs, nowMs)
   }
 
   #commit(checkpoint: number): void {
@@ -504,27 +475,12 @@ export class PrimaryMachine {
   }
 
   #tick(nowMs: number): void {
-    for (const { waiter, checkpoint } of this.#markers.takeOverdue(nowMs)) {
-      const reason =
-        checkpoint === undefined
-          ? 'the resync took longer than the time allowed'
-          : `checkpoint ${checkpoint} was not confirmed in time; it may still be committed later`
-      this.#fail(waiter, 'TIMEOUT', reason)
-    }
+    this.#checkpoints.giveUpOverdue(nowMs)
     if (this.#link.kind === 'down') return
-    this.#checkpointByItself(nowMs)
+    if (this.#link.kind === 'streaming') this.#checkpoints.markIfDue(nowMs)
     const sign = this.#liveness.tick(nowMs)
     if (sign === 'dead') this.#closeLink(`the peer was silent for ${this.#settings.timeoutMs} ms`)
-    if (sign === 'beat') this.#send(frame('heartbeat'))
-  }
-
-  /** Protection without a toolstack: a checkpoint as often as asked for, while there is something to protect. */
-  #checkpointByItself(nowMs: number): void {
-    const intervalMs = this.#intervalMs
-    if (intervalMs === 0 || this.#link.kind !== 'streaming' || this.#epochBytes === 0) return
-    if (nowMs - this.#lastMarkerMs < intervalMs || this.#markers.awaited !== undefined) return
-    this.#lastMarkerMs = nowMs
-    this.#mark(undefined, UNASKED)
+    if (sign === 'beat') this.#out.send(frame('heartbeat'))
   }
 
   /** Everything counts as changed; the next connection sends it, in parts. */
@@ -544,7 +500,7 @@ export class PrimaryMachine {
 
   /** Asks the shell to end the connection, and treats it as ended from now on. */
   #closeLink(reason: string): void {
-    this.#effects.push({ type: 'close-link', reason })
+    this.#out.add({ type: 'close-link', reason })
     this.#linkDown(reason)
   }
 
@@ -557,28 +513,12 @@ export class PrimaryMachine {
     const peer = this.#peer
     this.#peer = null
     if (wasUp && this.#settings.fences && !this.#deposed)
-      this.#effects.push({ type: 'fence', peer: peer ?? '' })
-    for (const { waiter, checkpoint } of this.#markers.dropAll()) {
-      const what =
-        checkpoint === undefined ? '' : `checkpoint ${checkpoint} is not known to be committed: `
-      this.#fail(waiter, 'LINK_LOST', `${what}${reason}`)
-    }
+      this.#out.add({ type: 'fence', peer: peer ?? '' })
+    this.#checkpoints.giveUpAll(reason)
     if (wasUp)
-      this.#event({
+      this.#out.event({
         event: 'REPLICATION_LINK',
         data: { group: this.#settings.group, up: false, peer, reason },
       })
-  }
-
-  #fail({ request }: CheckpointRequest, code: FaultCode, reason: string): void {
-    this.#effects.push({ type: 'checkpoint-failed', request, code, reason })
-  }
-
-  #send(outgoing: Frame): void {
-    this.#effects.push({ type: 'send', frame: outgoing })
-  }
-
-  #event(event: GroupEvent): void {
-    this.#effects.push({ type: 'event', event })
   }
 }

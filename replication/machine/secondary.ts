@@ -12,21 +12,16 @@
 
 import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
-import type { CheckpointResult, GroupEvent, GroupRole, Protection } from '../group.ts'
+import type { CheckpointResult, GroupRole, Protection } from '../group.ts'
 import { CheckpointWaiters } from './checkpoint-waiters.ts'
 import { frame, type Frame } from './frame.ts'
-import {
-  encodeHello,
-  encodeRefusal,
-  PROTOCOL,
-  verdictOn,
-  type Hello,
-  type RefusalCode,
-} from './handshake.ts'
+import { encodeHello, PROTOCOL, verdictOn, type Hello, type RefusalCode } from './handshake.ts'
 import { Liveness } from './liveness.ts'
 import { ProtectionReport } from './protection-report.ts'
-import { forked, type Lineage, type ReplicaState } from './replica-state.ts'
+import type { Lineage, ReplicaState } from './replica-state.ts'
 import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './secondary-io.ts'
+import { SecondaryOutbox } from './secondary-outbox.ts'
+import { Takeover } from './takeover.ts'
 
 interface Link {
   readonly number: number
@@ -67,17 +62,9 @@ export class SecondaryMachine {
   #discard: Hello['discard'] = null
   /** Begun and not ended, oldest first. */
   #commits: Commit[] = []
-  /** Commands that wait for the commits under way, and then for the decision to be remembered. */
-  #promotions: number[] = []
-  /** What this side will be when that is remembered. */
-  #decision: ReplicaState | undefined
+  readonly #takeover = new Takeover()
   /** Whether the primary that is being greeted leads on from the state that is here. */
   #joins = false
-  /** This side takes over without a command: by a handover, or because the primary is fenced. */
-  #handedOver = false
-  #nextGeneration: string | undefined
-  /** The link that was the current one when a forced promote came. */
-  #deposing: number | undefined
   #logError: string | undefined
   /** The highest that was heard of. */
   #term: number
@@ -87,7 +74,7 @@ export class SecondaryMachine {
   #pressure = 0
   readonly #waiters = new CheckpointWaiters()
   readonly #report: ProtectionReport
-  #effects: SecondaryEffect[] = []
+  readonly #out = new SecondaryOutbox()
 
   constructor(settings: SecondarySettings) {
     this.#settings = settings
@@ -149,11 +136,10 @@ export class SecondaryMachine {
   }
 
   step(input: SecondaryInput): readonly SecondaryEffect[] {
-    this.#effects = []
     this.#take(input)
     const news = this.#report.news(this)
-    if (news !== undefined) this.#event(news)
-    return this.#effects
+    if (news !== undefined) this.#out.event(news)
+    return this.#out.take()
   }
 
   #take(input: SecondaryInput): void {
@@ -231,7 +217,7 @@ export class SecondaryMachine {
     if (objected !== undefined) return this.#refuse(link, objected.code, objected.reason)
     if (this.#link !== undefined) {
       const reason = 'the primary came back on a new connection'
-      this.#effects.push({ type: 'close-link', link: this.#link.number, reason })
+      this.#out.add({ type: 'close-link', link: this.#link.number, reason })
       this.#linkDown(reason)
     }
     const names = this.#settings.disks.map(({ name }) => name)
@@ -249,9 +235,9 @@ export class SecondaryMachine {
     const before = encodeHello(this.#hello())
     // What is here is a state of the primary's line already.
     if (this.#joins) this.#state = { ...this.#state, generation, history }
-    this.#send(link, frame('hello', { payload: before }))
-    this.#effects.push({ type: 'tell-changes', link })
-    this.#event({
+    this.#out.send(link, frame('hello', { payload: before }))
+    this.#out.add({ type: 'tell-changes', link })
+    this.#out.event({
       event: 'REPLICATION_LINK',
       data: { group: this.#settings.group, up: true, peer, reason: null },
     })
@@ -269,10 +255,10 @@ export class SecondaryMachine {
     if (!this.#replicating)
       return { code: 'configuration', reason: 'replication is switched off on the secondary' }
     if (this.#logError !== undefined) {
-      this.#effects.push({ type: 'restart-log' })
+      this.#out.add({ type: 'restart-log' })
       return { code: 'unready', reason: this.#logError }
     }
-    if (this.#promotions.length > 0 || this.#handedOver || this.#decision !== undefined)
+    if (this.#takeover.isUnderWay)
       return { code: 'unready', reason: 'the secondary is being promoted' }
     return undefined
   }
@@ -283,7 +269,7 @@ export class SecondaryMachine {
     this.#liveness.heard(nowMs)
     if (checkpoint <= this.#announced) {
       const reason = `the primary announced checkpoint ${checkpoint} after ${this.#announced}`
-      this.#effects.push({ type: 'close-link', link, reason })
+      this.#out.add({ type: 'close-link', link, reason })
       return this.#linkDown(reason)
     }
     this.#announced = checkpoint
@@ -299,7 +285,7 @@ export class SecondaryMachine {
     this.#commits.push({ checkpoint, bytes: this.#epochBytes, link, state, asked })
     this.#epochBytes = 0
     this.#pressure = 0
-    this.#effects.push({ type: 'commit', checkpoint, state })
+    this.#out.add({ type: 'commit', checkpoint, state })
   }
 
   #synced(link: number, nowMs: number): void {
@@ -317,27 +303,27 @@ export class SecondaryMachine {
     const { bytes, state } = commit
     if (state.consistent && (before.wrote || !before.consistent)) {
       this.#discard = null
-      this.#effects.push({ type: 'forget-changes' })
+      this.#out.add({ type: 'forget-changes' })
     }
     if (!state.consistent) return this.#afterPart(commit, commitUs)
     const result: CheckpointResult = { checkpoint, pauseUs: commitUs, commitUs, bytes }
     // Where the link broke meanwhile, the primary learns of this commit from the next hello.
     if (this.#link?.number === commit.link)
-      this.#send(commit.link, frame('done', { position: checkpoint, extent: commitUs }))
-    this.#event({
+      this.#out.send(commit.link, frame('done', { position: checkpoint, extent: commitUs }))
+    this.#out.event({
       event: 'REPLICATION_CHECKPOINT',
       data: { group: this.#settings.group, ...result },
     })
     if (commit.asked)
       for (const request of this.#waiters.committed(result))
-        this.#effects.push({ type: 'checkpoint-done', request, result })
+        this.#out.add({ type: 'checkpoint-done', request, result })
     this.#decide()
   }
 
   /** A part of a copy is nothing that anybody waits for. */
   #afterPart({ checkpoint, link }: Commit, commitUs: number): void {
     if (this.#link?.number === link)
-      this.#send(link, frame('done', { position: checkpoint, extent: commitUs }))
+      this.#out.send(link, frame('done', { position: checkpoint, extent: commitUs }))
     this.#decide()
   }
 
@@ -347,7 +333,7 @@ export class SecondaryMachine {
     if (this.#role === 'active') return
     this.#commits = []
     // What it was to take over cannot be committed: an operator has to decide.
-    this.#handedOver = false
+    this.#takeover.disinherit()
     this.#announced = this.#state.checkpoint
     if (this.#link === undefined) this.#discardPending()
     else this.#refuseCurrent('unready', reason)
@@ -361,22 +347,22 @@ export class SecondaryMachine {
   }: Extract<SecondaryInput, { type: 'await-checkpoint' }>): void {
     const result = this.#waiters.takeUntold()
     if (result !== undefined) {
-      this.#effects.push({ type: 'checkpoint-done', request, result })
+      this.#out.add({ type: 'checkpoint-done', request, result })
       return
     }
     if (this.#role === 'active')
-      return this.#fail(request, 'NOT_PERMITTED', 'this side is active and has no secondary')
+      return this.#out.failCheckpoint(
+        request,
+        'NOT_PERMITTED',
+        'this side is active and has no secondary',
+      )
     if (this.#link === undefined)
-      return this.#fail(
+      return this.#out.failCheckpoint(
         request,
         'LINK_LOST',
         `no primary is connected (${this.#reason ?? 'waiting for one'})`,
       )
     this.#waiters.wait(request, nowMs + timeoutMs)
-  }
-
-  #fail(request: number, code: FaultCode, reason: string): void {
-    this.#effects.push({ type: 'checkpoint-failed', request, code, reason })
   }
 
   #measure(bytes: number): void {
@@ -385,39 +371,34 @@ export class SecondaryMachine {
     if (reached <= this.#pressure) return
     this.#pressure = reached
     if (this.#link !== undefined)
-      this.#send(this.#link.number, frame('pressure', { position: bytes, extent: capacity }))
-    this.#event({ event: 'REPLICATION_PRESSURE', data: { group, bytes, limit: capacity } })
+      this.#out.send(this.#link.number, frame('pressure', { position: bytes, extent: capacity }))
+    this.#out.event({ event: 'REPLICATION_PRESSURE', data: { group, bytes, limit: capacity } })
   }
 
   #tick(nowMs: number): void {
     for (const request of this.#waiters.takeOverdue(nowMs))
-      this.#fail(request, 'TIMEOUT', 'the primary announced no checkpoint in time')
+      this.#out.failCheckpoint(request, 'TIMEOUT', 'the primary announced no checkpoint in time')
     if (this.#link === undefined) return
     const link = this.#link.number
     const sign = this.#liveness.tick(nowMs)
-    if (sign === 'beat') this.#send(link, frame('heartbeat'))
+    if (sign === 'beat') this.#out.send(link, frame('heartbeat'))
     if (sign === 'dead') {
       const reason = `the primary was silent for ${this.#settings.timeoutMs} ms`
-      this.#effects.push({ type: 'close-link', link, reason })
+      this.#out.add({ type: 'close-link', link, reason })
       this.#linkDown(reason)
     }
   }
 
   #promote({ request, force, generation }: Extract<SecondaryInput, { type: 'promote' }>): void {
-    if (this.#role === 'active') return void this.#effects.push({ type: 'promoted', request })
+    if (this.#role === 'active') return this.#out.add({ type: 'promoted', request })
     const objection = force ? undefined : this.#promoteObjection()
     if (objection !== undefined) {
-      this.#effects.push({ type: 'promote-refused', request, reason: objection })
+      this.#out.add({ type: 'promote-refused', request, reason: objection })
       return
     }
-    this.#promotions.push(request)
-    this.#nextGeneration ??= generation
+    this.#takeover.ask(request, generation, this.#link?.number)
     if (this.#link === undefined) this.#discardPending()
-    else {
-      // It is told of its fate as soon as that is certain, if it is still there.
-      this.#deposing = this.#link.number
-      this.#linkDown('the secondary is being promoted')
-    }
+    else this.#linkDown('the secondary is being promoted')
     this.#decide()
   }
 
@@ -428,11 +409,10 @@ export class SecondaryMachine {
     const newest = this.#commits.at(-1)?.checkpoint ?? this.#state.checkpoint
     if (newest < checkpoint || this.#epochBytes > 0) {
       const reason = `the primary left its role at checkpoint ${checkpoint}, but this side is at ${newest}; promote either side`
-      this.#effects.push({ type: 'close-link', link, reason })
+      this.#out.add({ type: 'close-link', link, reason })
       return this.#linkDown(reason)
     }
-    this.#nextGeneration ??= generation
-    this.#handedOver = true
+    this.#takeover.inherit(generation)
     this.#linkDown('the primary has left its role to this side')
     this.#decide()
   }
@@ -441,8 +421,7 @@ export class SecondaryMachine {
   #fenced({ fenced, generation }: Extract<SecondaryInput, { type: 'fenced' }>): void {
     if (!fenced || this.#role === 'active' || this.#promoteObjection() !== undefined) return
     if (!this.#replicating) return
-    this.#nextGeneration ??= generation
-    this.#handedOver = true
+    this.#takeover.inherit(generation)
     this.#discardPending()
     this.#decide()
   }
@@ -459,62 +438,39 @@ export class SecondaryMachine {
 
   /** What was begun to be committed before the promote is part of what it finds, or is known not to be. */
   #decide(): void {
-    if (this.#promotions.length === 0 && !this.#handedOver) return
-    if (this.#decision !== undefined || this.#commits.length > 0) return
-    const { checkpoint } = this.#state
-    assert(this.#nextGeneration !== undefined, 'a promote brings the name of the next line')
-    this.#decision = {
-      ...forked(this.#state, this.#nextGeneration, checkpoint, 'promote'),
-      role: 'active',
-      term: this.#term + 1,
-      wrote: true,
-      consistent: true,
-      checkpoint,
-      announced: null,
-    }
-    this.#nextGeneration = undefined
-    this.#effects.push({ type: 'remember', state: this.#decision })
+    if (this.#commits.length > 0) return
+    const state = this.#takeover.decide(this.#state, this.#term)
+    if (state !== undefined) this.#out.add({ type: 'remember', state })
   }
 
   #becomeActive(): void {
-    assert(this.#decision !== undefined, 'a decision is remembered once')
-    this.#state = this.#decision
-    this.#decision = undefined
-    this.#handedOver = false
+    const { state, promotions, deposing } = this.#takeover.decided()
+    this.#state = state
     this.#role = 'active'
-    this.#term = this.#state.term
+    this.#term = state.term
     this.#reason = ALONE
-    if (this.#deposing !== undefined)
-      this.#refuse(this.#deposing, 'deposed', 'the secondary was promoted and is the active copy')
-    this.#deposing = undefined
+    if (deposing !== undefined)
+      this.#refuse(deposing, 'deposed', 'the secondary was promoted and is the active copy')
     this.#failWaiters('NOT_PERMITTED', 'this side was promoted')
-    this.#effects.push({ type: 'activate' })
-    this.#event({
+    this.#out.add({ type: 'activate' })
+    this.#out.event({
       event: 'REPLICATION_ROLE',
       data: { group: this.#settings.group, role: this.#role, term: this.#term },
     })
-    const promotions = this.#promotions
-    this.#promotions = []
-    for (const request of promotions) this.#effects.push({ type: 'promoted', request })
+    for (const request of promotions) this.#out.add({ type: 'promoted', request })
   }
 
   #stayPassive(reason: string): void {
-    if (this.#handedOver) {
+    const { inherited, promotions, deposing } = this.#takeover.forget()
+    if (inherited) {
       this.#reason = `this side could not take over: ${reason}; promote it when it can be remembered`
-      this.#event({
+      this.#out.event({
         event: 'REPLICATION_ERROR',
         data: { group: this.#settings.group, error: this.#reason },
       })
     }
-    this.#decision = undefined
-    this.#handedOver = false
-    if (this.#deposing !== undefined)
-      this.#effects.push({ type: 'close-link', link: this.#deposing, reason })
-    this.#deposing = undefined
-    const promotions = this.#promotions
-    this.#promotions = []
-    for (const request of promotions)
-      this.#effects.push({ type: 'promote-refused', request, reason })
+    if (deposing !== undefined) this.#out.add({ type: 'close-link', link: deposing, reason })
+    for (const request of promotions) this.#out.add({ type: 'promote-refused', request, reason })
   }
 
   #setReplicating(on: boolean): void {
@@ -526,11 +482,7 @@ export class SecondaryMachine {
   }
 
   #refuse(link: number, code: RefusalCode, reason: string): void {
-    this.#send(
-      link,
-      frame('refuse', { payload: encodeRefusal({ code, reason, term: this.#term }) }),
-    )
-    this.#effects.push({ type: 'close-link', link, reason })
+    this.#out.refuse(link, { code, reason, term: this.#term })
   }
 
   #refuseCurrent(code: RefusalCode, reason: string): void {
@@ -547,30 +499,22 @@ export class SecondaryMachine {
     this.#reason = reason
     this.#discardPending()
     this.#failWaiters('LINK_LOST', `no checkpoint is known to be committed: ${reason}`)
-    this.#event({
+    this.#out.event({
       event: 'REPLICATION_LINK',
       data: { group: this.#settings.group, up: false, peer, reason },
     })
-    const decides = this.#promotions.length > 0 || this.#handedOver || !this.#replicating
+    const decides = this.#takeover.isWanted || !this.#replicating
     if (this.#settings.fences && wasProtected && !decides)
-      this.#effects.push({ type: 'fence', peer: peer ?? '' })
+      this.#out.add({ type: 'fence', peer: peer ?? '' })
   }
 
   #discardPending(): void {
     this.#epochBytes = 0
     this.#pressure = 0
-    this.#effects.push({ type: 'discard' })
+    this.#out.add({ type: 'discard' })
   }
 
   #failWaiters(code: FaultCode, reason: string): void {
-    for (const request of this.#waiters.takeAll()) this.#fail(request, code, reason)
-  }
-
-  #send(link: number, outgoing: Frame): void {
-    this.#effects.push({ type: 'send', link, frame: outgoing })
-  }
-
-  #event(event: GroupEvent): void {
-    this.#effects.push({ type: 'event', event })
+    for (const request of this.#waiters.takeAll()) this.#out.failCheckpoint(request, code, reason)
   }
 }
