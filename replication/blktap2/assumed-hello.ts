@@ -20,7 +20,7 @@ export function secondaryHello(hello: Buffer, replica: string): { hello: Buffer 
     ...source,
     ...{ role: 'secondary', replica, generation: null, history: [] },
     ...{ checkpoint: 0, announced: 0, consistent: true, wrote: false, discard: null },
-    ...{ capacity: Number.MAX_SAFE_INTEGER, durable: false, identical: false },
+    ...{ capacity: Number.MAX_SAFE_INTEGER, durable: false, identical: false, features: [] },
   }
   const verdict = verdictOn(source, target)
   if (verdict.kind === 'follow' && verdict.resync === 'everything')
@@ -40,7 +40,7 @@ export function primaryHello({ group, mode, term, disks }: GroupStatus, replica:
     ...{ generation: replica, history: [], checkpoint: 0, announced: 0 },
     ...{ consistent: true, wrote: true, identical: true, discard: 'local' },
     disks: disks.map(({ name, size }) => ({ name, size })),
-    ...{ capacity: 0, durable: false },
+    ...{ capacity: 0, durable: false, features: [] },
   }
 }
 

@@ -14,6 +14,11 @@ import { lineageOf, relate, type Fork, type Lineage, type Relation } from './rep
 /** Versions of the link protocol that this build speaks. */
 export const PROTOCOL = { min: 1, max: 1 } as const
 
+/** What this build can do on a link that older ones of the same version cannot. Each side says its own; what both say may be used. */
+export const FEATURES: readonly string[] = []
+
+const MOST_FEATURES = 64
+
 export interface DiskIdentity {
   readonly name: string
   /** Bytes. */
@@ -47,6 +52,8 @@ export interface Hello extends Lineage {
   readonly discard: 'local' | 'remote' | null
   /** An operator says that both sides begin with the same content (primary). */
   readonly identical: boolean
+  /** See FEATURES; names that this build does not know are of newer ones. */
+  readonly features: readonly string[]
 }
 
 /** `unready`: what is wrong is the secondary's alone, and may heal. */
@@ -266,7 +273,15 @@ export function decodeHello(payload: Buffer): Hello {
         ? null
         : oneOf(fields['discard'], ['local', 'remote'] as const, 'hello.discard'),
     identical: flagOf(fields['identical'], 'hello.identical'),
+    features: featuresOf(fields['features']),
   }
+}
+
+/** Older builds say nothing of features: they have none. */
+function featuresOf(value: unknown): readonly string[] {
+  if (value === undefined) return []
+  if (!Array.isArray(value) || value.length > MOST_FEATURES) throw malformed('hello.features')
+  return value.map((name: unknown) => textOf(name, 'hello.features'))
 }
 
 export function encodeRefusal(refusal: Refusal): Buffer {

@@ -8,7 +8,7 @@
  */
 
 import { assert } from '../../core/assert.ts'
-import { PROTOCOL, type Hello } from './handshake.ts'
+import { FEATURES, PROTOCOL, type Hello } from './handshake.ts'
 import type { PrimarySettings } from './primary-io.ts'
 import { forked, type Lineage, type ReplicaState } from './replica-state.ts'
 
@@ -95,6 +95,7 @@ export class PrimaryStanding {
       capacity: 0,
       durable: false,
       discard: this.discard,
+      features: FEATURES,
     }
   }
 

@@ -15,7 +15,14 @@ import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupRole, Protection } from '../group.ts'
 import { CheckpointWaiters } from './checkpoint-waiters.ts'
 import { frame, type Frame } from './frame.ts'
-import { encodeHello, PROTOCOL, verdictOn, type Hello, type RefusalCode } from './handshake.ts'
+import {
+  encodeHello,
+  FEATURES,
+  PROTOCOL,
+  verdictOn,
+  type Hello,
+  type RefusalCode,
+} from './handshake.ts'
 import { Liveness } from './liveness.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { Lineage, ReplicaState } from './replica-state.ts'
@@ -209,6 +216,7 @@ export class SecondaryMachine {
       capacity,
       discard: this.#discard,
       identical: false,
+      features: FEATURES,
     }
   }
 

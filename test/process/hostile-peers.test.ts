@@ -46,6 +46,7 @@ const STRANGER: Hello = {
   durable: false,
   discard: null,
   identical: false,
+  features: [],
 }
 
 /** Connects to the replication port, sends `bytes`, and gives the frames that came back before the end. */

@@ -120,7 +120,7 @@ function hello(names: readonly string[]): Hello {
     ...{ group: 'vm', mode: 'colo', role: 'primary', replica: 'p' },
     ...{ generation: 'g1', history: [], checkpoint: 0, announced: 0, term: 1 },
     ...{ consistent: true, wrote: true, capacity: 0, durable: false },
-    ...{ discard: null, identical: true },
+    ...{ discard: null, identical: true, features: [] },
     disks: names.map((name) => ({ name, size: SIZE })),
   }
 }

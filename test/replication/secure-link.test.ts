@@ -43,6 +43,7 @@ const HELLO: Hello = {
   durable: false,
   discard: null,
   identical: false,
+  features: [],
 }
 
 interface Line {

@@ -38,6 +38,7 @@ const anyHello: fc.Arbitrary<Hello> = fc.record({
   durable: fc.boolean(),
   discard: fc.constantFrom(null, 'local', 'remote'),
   identical: fc.boolean(),
+  features: fc.array(name, { maxLength: 3 }),
 })
 
 void t.test('a hello and a refusal are read as they were written', (t) => {
@@ -81,6 +82,7 @@ void t.test('a field that is missing or wrong is named', (t) => {
     ['capacity', [undefined, 'much']],
     ['discard', [undefined, 'both']],
     ['identical', [undefined, null]],
+    ['features', [null, 'all', [1], [''], Array(65).fill('f')]],
   ]
   for (const [field, values] of wrong) {
     for (const value of values) {
@@ -100,6 +102,13 @@ void t.test('a field that is missing or wrong is named', (t) => {
   t.throws(() => decodeRefusal(Buffer.from('{"code":"history","reason":"x"}')), {
     message: /refusal.term/,
   })
+  t.end()
+})
+
+void t.test('a peer of an older build has no features', (t) => {
+  const { features, ...older } = { ...PRIMARY, features: ['speed'] }
+  t.same(decodeHello(Buffer.from(JSON.stringify(older))).features, [])
+  t.same(decodeHello(Buffer.from(JSON.stringify({ ...older, features }))).features, ['speed'])
   t.end()
 })
 

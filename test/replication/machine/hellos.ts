@@ -23,6 +23,7 @@ export const PRIMARY: Hello = {
   durable: false,
   discard: null,
   identical: false,
+  features: [],
 }
 
 export const SECONDARY: Hello = {

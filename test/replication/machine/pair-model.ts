@@ -224,6 +224,7 @@ export function helloOf(pair: Pair, index: number): Hello {
     disks: [{ name: 'a', size: BLOCKS * 4096 }],
     discard: side.discard,
     identical: false,
+    features: [],
   }
   if (side.kind === 'primary') {
     const { lineage, committed: checkpoint, announced, forgot, term } = side

@@ -33,6 +33,7 @@ export const SECONDARY: Hello = {
   durable: false,
   discard: null,
   identical: false,
+  features: [],
 }
 
 /** A primary at the beginning of its first line. */

@@ -32,6 +32,7 @@ const PRIMARY: Hello = {
   durable: false,
   discard: null,
   identical: false,
+  features: [],
 }
 
 /** A secondary that is where its primary is. */
