@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
   qemu-utils qemu-system-x86 nbdkit libnbd-bin python3-libnbd nbd-client fio e2fsprogs xfsprogs
   openssl gnutls-bin
-  util-linux-extra
+  util-linux-extra iproute2 nftables
 )
 
 if ! command -v dpkg-query >/dev/null; then

@@ -151,8 +151,12 @@ export class PrimaryMachine {
     return this.#link.kind === 'down' || this.#link.kind === 'greeting'
   }
 
-  /** Whether a write would change a line that another replica may hold as it is: then a new one is begun first. */
+  /**
+   * Whether a write would change a line that another replica may hold as it is: then a new one is begun first. A side
+   * that was deposed refuses the write, so nothing parts.
+   */
   get mustFork(): boolean {
+    if (this.#deposed) return false
     return this.#self.shared && (this.#link.kind === 'down' || this.#link.kind === 'greeting')
   }
 

@@ -41,6 +41,8 @@ export interface ServeOptions {
   readonly args?: readonly string[]
   /** Where its sockets and state live; a new directory by default. */
   readonly directory?: string
+  /** A command in front of the server's, such as one that enters a namespace first. */
+  readonly within?: readonly string[]
 }
 
 /** Starts `colotap serve` on unix sockets and awaits its `ready`. */
@@ -48,7 +50,9 @@ export async function serveColotap(scope: Scope, options: ServeOptions): Promise
   const directory = options.directory ?? (await tempDirectory(scope))
   const socket = path.join(directory, 'nbd.sock')
   const control = path.join(directory, 'control.sock')
-  const child = startChild(scope, process.execPath, [
+  const [command = process.execPath, ...before] = [...(options.within ?? []), process.execPath]
+  const child = startChild(scope, command, [
+    ...before,
     LAUNCHER,
     'serve',
     ...Object.entries(options.exports).flatMap(([name, pipeline]) => [

@@ -13,8 +13,18 @@ export interface ReplicaHost {
   /** Paths of the images, by disk. */
   readonly images: Readonly<Record<string, string>>
   /** What a server needs to be started again in its place. */
-  readonly place: Pick<ServeOptions, 'exports' | 'directory'>
+  readonly place: Pick<ServeOptions, 'exports' | 'directory' | 'within'>
 }
+
+/** Where a side runs. */
+export interface HostPlace {
+  /** Its address on the network of both sides. */
+  readonly address: string
+  /** See ServeOptions. */
+  readonly within: readonly string[]
+}
+
+const LOOPBACK: HostPlace = { address: '127.0.0.1', within: [] }
 
 export interface ReplicaPair {
   readonly port: number
@@ -28,6 +38,8 @@ export interface PairOptions {
   readonly disks: Readonly<Record<string, number>>
   /** Further settings of both sides, such as `timeout=1000`. */
   readonly settings?: readonly string[]
+  /** Both on loopback unless given. */
+  readonly places?: Readonly<Record<'primary' | 'secondary', HostPlace>>
 }
 
 /** Starts a pair from equal, empty images and awaits its protection. */
@@ -44,7 +56,7 @@ export async function startPair(scope: Scope, options: PairOptions): Promise<Rep
 /** @param contents of the images, by disk; the others are empty */
 export async function startHost(
   scope: Scope,
-  { mode, disks, settings = [] }: PairOptions,
+  { mode, disks, settings = [], places = { primary: LOOPBACK, secondary: LOOPBACK } }: PairOptions,
   parent: string,
   role: 'primary' | 'secondary',
   port: number,
@@ -63,16 +75,18 @@ export async function startHost(
     else await writeFile(image, content)
     images[name] = image
     const exchange = role === 'primary' ? 'listen' : 'peer'
+    const [there, here] = [places.secondary.address, places.primary.address]
     const query = [
       `role=${role}`,
       'group=test',
-      ...(back === undefined ? [] : [`${exchange}=127.0.0.1:${back}`]),
+      ...(back === undefined ? [] : [`${exchange}=${here}:${back}`]),
       ...settings,
     ].join('&')
-    exports[name] = `${mode}:127.0.0.1:${port}?${query}|aio:${image}`
+    exports[name] = `${mode}:${there}:${port}?${query}|aio:${image}`
   }
-  const server = await serveColotap(scope, { exports, directory })
-  return { server, qmp: await server.qmp(), images, place: { exports, directory } }
+  const place = { exports, directory, within: places[role].within }
+  const server = await serveColotap(scope, place)
+  return { server, qmp: await server.qmp(), images, place }
 }
 
 /** Starts a host's server again, after its end, on what it has left. */

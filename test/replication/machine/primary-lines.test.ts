@@ -179,6 +179,7 @@ void t.test('a primary that a guest wrote to ends its link, and waits for an ope
     ],
   ])
   t.equal(machine.frozen, false)
+  t.equal(machine.mustFork, false, 'a write that is refused parts no line')
   t.end()
 })
 
