@@ -10,11 +10,13 @@ import { SECTOR } from '../../core/units.ts'
 import type { Random } from './random.ts'
 import type { Registers, Span } from './registers.ts'
 import type { Life, Scheduler } from './scheduler.ts'
-import { contentOf, sectorsOf } from './sectors.ts'
+import { contentOf, type SectorBuffer, type SectorBuffers } from './sectors.ts'
 
 const LONGEST = 14
 /** What a buffer is filled with when its request has ended: whoever still uses it spreads that. */
-const SCRIBBLE = 0x5c
+const SCRIBBLE = 0x5c5c5c5c
+/** How much longer a guest thinks when it has made the requests that it hurries with. */
+const CALM = 25
 
 export interface GuestOptions {
   readonly scheduler: Scheduler
@@ -26,14 +28,29 @@ export interface GuestOptions {
   /** Whether a request may fail so now. */
   readonly mayFail: (code: FaultCode) => boolean
   readonly slowestMs: number
+  /** Requests that it makes in a hurry. */
+  readonly burst: number
+  readonly buffers: SectorBuffers
+}
+
+type Kind = 'read' | 'write' | 'zero' | 'trim' | 'flush'
+
+interface Request {
+  readonly kind: Kind
+  readonly span: Span
+  readonly tag: number
+  readonly number: number
 }
 
 /** What became of a request. */
 type Outcome = { readonly ok: true } | { readonly ok: false; readonly code: FaultCode }
 
+/** The span of a flush. */
+const NOWHERE: Span = { first: 0, count: 0 }
+
 export class Guest {
   /** Requests that were not answered yet. */
-  readonly outstanding = new Set<string>()
+  readonly outstanding = new Set<Request>()
   /** Writes that were acknowledged, and those that were refused as not permitted. */
   acknowledged = 0
   notPermitted = 0
@@ -65,15 +82,16 @@ export class Guest {
   flushAll(): void {
     for (const disk of this.#options.disks)
       this.#perform(
-        'flush',
+        this.#request('flush', NOWHERE),
         () => disk.flush(),
         () => undefined,
       )
   }
 
   #think(): void {
-    const { scheduler, random, life, slowestMs } = this.#options
-    scheduler.after(random.delay(0, slowestMs), life, 'guest', () => {
+    const { scheduler, random, life, slowestMs, burst } = this.#options
+    const longestMs = this.#count < burst ? slowestMs : CALM * slowestMs
+    scheduler.after(random.delay(0, longestMs), life, 'guest', () => {
       if (this.#running) this.#issue()
     })
   }
@@ -90,7 +108,7 @@ export class Guest {
     else if (dice < 0.94) this.#zero(disk, register, span, dice < 0.88)
     else
       this.#perform(
-        'flush',
+        this.#request('flush', NOWHERE),
         () => disk.flush(),
         () => this.#think(),
       )
@@ -108,12 +126,12 @@ export class Guest {
   #write(disk: BlockDevice, registers: Registers, span: Span): void {
     const tag = this.#options.nextTag()
     const ticket = registers.beginWrite(span, tag)
-    const buffer = sectorsOf(tag, span.count)
+    const buffer = this.#options.buffers.take(tag, span.count)
     this.#perform(
-      `write ${tag} to ${span.first}+${span.count}`,
-      () => disk.write(buffer, span.first * SECTOR, 0),
+      this.#request('write', span, tag),
+      () => disk.write(buffer.bytes, span.first * SECTOR, 0),
       (outcome) => {
-        buffer.fill(SCRIBBLE)
+        this.#giveBack(buffer)
         this.#changed(outcome)
         registers.endWrite(ticket, resultOf(outcome))
         this.#think()
@@ -125,7 +143,7 @@ export class Guest {
     const ticket = registers.beginWrite(span, 0)
     const [at, length] = [span.first * SECTOR, span.count * SECTOR]
     this.#perform(
-      `${trim ? 'trim' : 'zero'} ${span.first}+${span.count}`,
+      this.#request(trim ? 'trim' : 'zero', span),
       () => (trim ? disk.trim(at, length, 0) : disk.zero(at, length, 0)),
       (outcome) => {
         this.#changed(outcome)
@@ -142,37 +160,48 @@ export class Guest {
 
   #read(disk: BlockDevice, registers: Registers, span: Span): void {
     const ticket = registers.beginRead(span)
-    const buffer = sectorsOf(-2, span.count)
-    const what = `read ${span.first}+${span.count}`
+    const buffer = this.#options.buffers.take(-2, span.count)
+    const request = this.#request('read', span)
     this.#perform(
-      what,
-      () => disk.read(buffer, span.first * SECTOR),
+      request,
+      () => disk.read(buffer.bytes, span.first * SECTOR),
       (outcome) => {
         if (outcome.ok) {
-          const objection = registers.endRead(ticket, contentOf(buffer))
-          if (objection !== undefined) this.#fail(`${what}: ${objection}`)
+          const objection = registers.endRead(ticket, contentOf(buffer.bytes))
+          if (objection !== undefined) this.#fail(request, objection)
         } else registers.abandonRead(ticket)
-        buffer.fill(SCRIBBLE)
+        this.#giveBack(buffer)
         this.#think()
       },
     )
   }
 
-  #perform(what: string, start: () => MaybePromise<void>, ended: (outcome: Outcome) => void): void {
-    const { scheduler, life } = this.#options
+  #giveBack(buffer: SectorBuffer): void {
+    buffer.words.fill(SCRIBBLE)
+    this.#options.buffers.give(buffer)
+  }
+
+  #request(kind: Kind, span: Span, tag = 0): Request {
     this.#count += 1
-    const name = `${what} (request ${this.#count})`
-    this.outstanding.add(name)
-    scheduler.note(`${life.name} guest: ${name}`)
+    return { kind, span, tag, number: this.#count }
+  }
+
+  #perform(
+    request: Request,
+    start: () => MaybePromise<void>,
+    ended: (outcome: Outcome) => void,
+  ): void {
+    this.outstanding.add(request)
+    this.#note(request, 'begins')
     let answered = false
     const end = (outcome: Outcome): void => {
-      if (answered) this.#fail(`${what} was answered twice`)
+      if (answered) this.#fail(request, 'is answered twice')
       answered = true
-      this.outstanding.delete(name)
-      scheduler.note(`${life.name} guest: ${name}: ${outcome.ok ? 'done' : outcome.code}`)
+      this.outstanding.delete(request)
+      this.#note(request, outcome.ok ? 'done' : outcome.code)
       ended(outcome)
     }
-    const failed = (error: unknown): void => end(this.#judge(what, error))
+    const failed = (error: unknown): void => end(this.#judge(request, error))
     let result: MaybePromise<void>
     try {
       result = start()
@@ -183,18 +212,30 @@ export class Guest {
     else end({ ok: true })
   }
 
-  #judge(what: string, error: unknown): Outcome {
+  #judge(request: Request, error: unknown): Outcome {
     if (!(error instanceof Fault)) {
       this.#options.scheduler.fail(error)
       return { ok: false, code: 'IO' }
     }
-    if (!this.#options.mayFail(error.code)) this.#fail(`${what} failed: ${error.message}`)
+    if (!this.#options.mayFail(error.code)) this.#fail(request, `failed: ${error.message}`)
     return { ok: false, code: error.code }
   }
 
-  #fail(what: string): void {
-    this.#options.scheduler.fail(new Error(`${this.#options.life.name}'s guest: ${what}`))
+  #note(request: Request, what: string): void {
+    const { scheduler, life } = this.#options
+    if (scheduler.trace !== undefined)
+      scheduler.note(`${life.name} guest: ${describe(request)}: ${what}`)
   }
+
+  #fail(request: Request, what: string): void {
+    const { scheduler, life } = this.#options
+    scheduler.fail(new Error(`${life.name}'s guest: ${describe(request)}: ${what}`))
+  }
+}
+
+export function describe({ kind, span, tag, number }: Request): string {
+  const what = kind === 'write' ? `write ${tag} to` : kind
+  return `${what} ${span.first}+${span.count} (request ${number})`
 }
 
 function resultOf(outcome: Outcome): 'done' | 'failed' | 'refused' {

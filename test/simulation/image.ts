@@ -12,7 +12,7 @@ import type { MaybePromise } from '../../core/maybe-promise.ts'
 import { MiB, SECTOR } from '../../core/units.ts'
 import type { Random } from './random.ts'
 import type { Life, Scheduler } from './scheduler.ts'
-import { contentOf, sectorsOf, type Content } from './sectors.ts'
+import { contentOf, WORDS, wordsOf, type Content } from './sectors.ts'
 
 /** Shares of requests that fail, and the longest that one takes. Changed while the simulation runs. */
 export interface Conduct {
@@ -98,8 +98,9 @@ export class VirtualImage implements BlockDevice {
     }
     if (this.probing === 'bytes') return look()
     if (this.probing === 'completed') {
-      for (let done = 0; done < into.length; done += SECTOR)
-        sectorsOf(this.completed[(at + done) / SECTOR] ?? 0, 1).copy(into, done)
+      const words = wordsOf(into)
+      for (let sector = 0; sector < into.length / SECTOR; sector += 1)
+        words.fill(this.completed[at / SECTOR + sector]!, sector * WORDS, (sector + 1) * WORDS)
       return
     }
     return this.#perform('read', [look])

@@ -10,7 +10,8 @@ import type { GroupEvent } from '../../replication/group.ts'
 import { PARTIAL, type Frame } from '../../replication/machine/frame.ts'
 import { SECTOR } from '../../core/units.ts'
 import type { Plan } from './plan.ts'
-import { contentOf, glimpseOf, type Content } from './sectors.ts'
+import { contentOf, type Content } from './sectors.ts'
+import { completedOf, readable } from './look.ts'
 import type { Life } from './scheduler.ts'
 import type { Observer, Side, World } from './world.ts'
 
@@ -21,6 +22,8 @@ export class Oracle implements Observer {
   readonly #plan: Plan
   /** The last checkpoint that was reported to the primary. */
   #done = 0
+  /** The process that reported it. */
+  #doneBy: Life | undefined
   /** The secondary's last checkpoint. */
   #committed = 0
   readonly #snapshots = new Map<number, readonly Content[]>()
@@ -62,7 +65,7 @@ export class Oracle implements Observer {
     this.#partials.delete(frame.position)
     const { registers } = this.#there.primary
     this.#check(frame.position > this.#committed, `checkpoint ${frame.position} is a new one`)
-    const snapshot = completedOf(this.#there.primary)
+    const snapshot = completedOf(this.#there.primary).map((content) => content.slice())
     this.#snapshots.set(frame.position, snapshot)
     for (const [disk, content] of snapshot.entries()) {
       const objection = registers[disk]!.objectionTo(content)
@@ -77,7 +80,8 @@ export class Oracle implements Observer {
     if (frame.type === 'refuse') this.overflows += frame.payload.includes('"overflow"') ? 1 : 0
     if (frame.type !== 'done' || this.#partials.has(frame.position)) return
     this.#done = Math.max(this.#done, frame.position)
-    const { checkpoint } = this.#there.secondary.group.status()
+    this.#doneBy = this.#there.secondary.life
+    const checkpoint = this.#there.secondary.group.secondary.machine.committed
     this.#check(
       checkpoint >= frame.position,
       `3: done(${frame.position}) at checkpoint ${checkpoint}`,
@@ -130,7 +134,9 @@ export class Oracle implements Observer {
   reported(checkpoint: number): void {
     const { secondary } = this.#there
     if (!secondary.life.alive || !secondary.started) return
-    const held = secondary.group.status().checkpoint
+    // What was in memory died with its process.
+    if (this.#plan.durability === 'memory' && secondary.life !== this.#doneBy) return
+    const held = secondary.group.secondary.machine.committed
     this.#check(held >= checkpoint, `2: reported ${checkpoint}, the secondary is at ${held}`)
   }
 
@@ -219,9 +225,10 @@ export class Oracle implements Observer {
     const now = completedOf(primary)
     for (const [disk, image] of primary.images.entries()) {
       const held = snapshot[disk]!
+      const present = now[disk]!
       let dirtyUntil = 0
       for (let sector = 0; sector < held.length; sector += 1) {
-        if (now[disk]![sector] === held[sector]) continue
+        if (present[sector] === held[sector]) continue
         if (sector * SECTOR < dirtyUntil || image.isChanging(sector)) continue
         const run = machine.nextDirty(disk, sector * SECTOR, SECTOR, machine.committed)
         const covered = run !== undefined && run.at <= sector * SECTOR
@@ -237,9 +244,10 @@ export class Oracle implements Observer {
     const snapshot = this.#snapshots.get(n)
     if (snapshot === undefined) return `checkpoint ${n} was never announced`
     for (const [disk, content] of readable(secondary).entries()) {
-      const sector = content.findIndex((tag, index) => tag !== snapshot[disk]![index])
-      if (sector === -1) continue
-      return `sector ${sector} of disk ${disk} is ${content[sector]}, not ${snapshot[disk]![sector]} as in C${n}`
+      const wanted = snapshot[disk]!
+      for (let sector = 0; sector < wanted.length; sector += 1)
+        if (content[sector] !== wanted[sector])
+          return `sector ${sector} of disk ${disk} is ${content[sector]}, not ${wanted[sector]} as in C${n}`
     }
     return undefined
   }
@@ -262,29 +270,4 @@ export function isProtected({ group }: Side): boolean {
 function isServed({ group }: Side): boolean {
   const { consistent, generation } = group.secondary.machine.state
   return group.primary !== undefined || (consistent && generation !== null)
-}
-
-/** What a primary's disks are known to hold: the images, and what is still on its way into them. */
-function completedOf(side: Side): Content[] {
-  if (side.disks.every(({ layers }) => !layers.isBusy))
-    return side.images.map(({ completed }) => completed.slice())
-  return look(side, 'completed')
-}
-
-/** What a guest would read now. */
-function readable(side: Side): Content[] {
-  return look(side, 'bytes')
-}
-
-/** Looks through the layers at once: the image answers while it is being probed. */
-function look({ disks, images }: Side, at: 'bytes' | 'completed'): Content[] {
-  return disks.map(({ layers }, disk) => {
-    const image = images[disk]!
-    const bytes = Buffer.from(new ArrayBuffer(image.bytes.length))
-    image.probing = at
-    const result = layers.read(bytes, 0)
-    image.probing = undefined
-    expect.equal(result, undefined, 'a probe is answered at once')
-    return glimpseOf(bytes)
-  })
 }

@@ -52,6 +52,8 @@ export interface Plan {
   /** Requests of the secondary's guest under way at a time; 0: it has none. */
   readonly secondaryDepth: number
   readonly thinkMs: number
+  /** Requests that a guest makes at this pace in each of its lives; then it becomes calm. */
+  readonly burst: number
   readonly travelMs: number
   readonly primaryDiskMs: number
   readonly secondaryDiskMs: number
@@ -69,10 +71,14 @@ export function planOf(seed: number): Plan {
   const random = new Random(seed)
   const mode = random.pick(['colo', 'remus'] as const)
   const faulty = random.chance(0.85)
+  // Most runs are short, on few blocks: what can go wrong does so on a small stage as well, and more often a second.
+  const long = random.chance(0.03)
   return {
     seed,
     mode,
-    disks: Array.from({ length: random.whole(1, 3) }, () => random.whole(17, 64)),
+    disks: Array.from({ length: long ? 3 : random.pick([1, 1, 2, 3]) }, () =>
+      long ? random.whole(17, 64) : random.whole(9, 25),
+    ),
     memory: random.chance(0.4) ? random.whole(4, 10) * SLAB : 64 * SLAB,
     durability: random.pick(['journal', 'journal', 'memory']),
     identical: random.chance(0.5),
@@ -83,15 +89,22 @@ export function planOf(seed: number): Plan {
     primaryDepth: random.whole(1, 4),
     secondaryDepth: mode === 'colo' ? random.pick([0, 1, 3]) : 0,
     thinkMs: random.pick([2, 10, 40]),
+    burst: long ? 4000 : random.pick([15, 40, 120]),
     travelMs: random.pick([1, 5, 20]),
     primaryDiskMs: random.pick([1, 5, 20]),
     secondaryDiskMs: random.pick([1, 5, 40]),
     atOnce: random.pick([0, 0, 0.3, 0.9]),
     secondaryZeroes: random.chance(0.8),
     checkpointMs: random.pick([15, 60, 200]),
-    faults: faulty ? FAULTS.filter(() => random.chance(0.45)) : [],
-    faultMs: random.pick([40, 150, 400]),
-    chaosMs: random.whole(100, 900),
+    faults: faulty ? swarm(random) : [],
+    faultMs: random.pick([20, 60, 200]),
+    chaosMs: long ? random.whole(100, 900) : random.whole(40, 300),
     ending: random.chance(0.5) ? 'heal' : random.pick(ENDINGS),
   }
+}
+
+/** Some of the kinds of faults: a run with few kinds goes deeper into each than one with all. */
+function swarm(random: Random): FaultKind[] {
+  const share = random.pick([0.15, 0.4, 0.8])
+  return FAULTS.filter(() => random.chance(share))
 }

@@ -28,51 +28,59 @@ export interface WriteTicket extends Span {
 
 export interface ReadTicket extends Span {
   readonly began: number
-  readonly allowed: readonly Set<number>[]
+  /** The tags that each sector may have had since. */
+  readonly allowed: readonly number[][]
 }
 
 export class Registers {
-  #sectors: Candidate[][]
-  #reads = new Set<ReadTicket>()
+  readonly #sectors: Candidate[][] = []
+  readonly #reads = new Set<ReadTicket>()
   #clock = 1
   #rebased = 0
 
   constructor(content: Content) {
-    this.#sectors = Array.from(content, (tag) => [{ tag, ended: 0 }])
+    for (const tag of content) this.#sectors.push([{ tag, ended: 0 }])
   }
 
   get count(): number {
     return this.#sectors.length
   }
 
-  beginWrite(span: Span, tag: number): WriteTicket {
-    const candidates = Array.from({ length: span.count }, () => ({ tag, ended: Infinity }))
-    for (const [index, candidate] of candidates.entries())
-      this.#sectors[span.first + index]!.push(candidate)
-    this.#allow(span, () => tag)
-    return { ...span, began: this.#tick(), candidates }
+  beginWrite({ first, count }: Span, tag: number): WriteTicket {
+    const candidates: Candidate[] = []
+    for (let sector = first; sector < first + count; sector += 1) {
+      const candidate = { tag, ended: Infinity }
+      candidates.push(candidate)
+      this.#sectors[sector]!.push(candidate)
+      this.#allow(sector, tag)
+    }
+    return { first, count, began: this.#tick(), candidates }
   }
 
   /** @param outcome `refused`: it certainly did not happen */
-  endWrite(ticket: WriteTicket, outcome: 'done' | 'failed' | 'refused'): void {
+  endWrite(
+    { first, began, candidates }: WriteTicket,
+    outcome: 'done' | 'failed' | 'refused',
+  ): void {
     const now = this.#tick()
-    for (const [index, candidate] of ticket.candidates.entries()) {
-      const sector = ticket.first + index
+    for (let index = 0; index < candidates.length; index += 1) {
+      const candidate = candidates[index]!
       candidate.ended = now
-      const all = this.#sectors[sector]!
-      if (outcome === 'done')
-        this.#sectors[sector] = all.filter(
-          (other) => other === candidate || other.ended > ticket.began,
+      const all = this.#sectors[first + index]!
+      if (outcome === 'done' && all.length > 1)
+        this.#sectors[first + index] = all.filter(
+          (other) => other === candidate || other.ended > began,
         )
-      if (outcome === 'refused') this.#sectors[sector] = all.filter((other) => other !== candidate)
+      if (outcome === 'refused')
+        this.#sectors[first + index] = all.filter((other) => other !== candidate)
     }
   }
 
-  beginRead(span: Span): ReadTicket {
-    const allowed = this.#sectors
-      .slice(span.first, span.first + span.count)
-      .map((candidates) => new Set(candidates.map(({ tag }) => tag)))
-    const ticket = { ...span, began: this.#tick(), allowed }
+  beginRead({ first, count }: Span): ReadTicket {
+    const allowed: number[][] = []
+    for (let sector = first; sector < first + count; sector += 1)
+      allowed.push(this.#sectors[sector]!.map(({ tag }) => tag))
+    const ticket = { first, count, began: this.#tick(), allowed }
     this.#reads.add(ticket)
     return ticket
   }
@@ -80,10 +88,11 @@ export class Registers {
   /** @returns what is wrong with what was read */
   endRead(ticket: ReadTicket, content: Content): string | undefined {
     this.#reads.delete(ticket)
-    for (const [index, allowed] of ticket.allowed.entries()) {
+    for (let index = 0; index < ticket.count; index += 1) {
       const sector = ticket.first + index
       const tag = content[index]!
-      if (!allowed.has(tag)) return this.#objection(sector, tag, [...allowed])
+      const allowed = ticket.allowed[index]!
+      if (!allowed.includes(tag)) return objection(sector, tag, allowed)
       this.#narrow(sector, tag, ticket.began)
     }
     return undefined
@@ -97,19 +106,24 @@ export class Registers {
   rebase(content: Content): void {
     const now = this.#tick()
     this.#rebased = now
-    this.#sectors = this.#sectors.map((candidates, sector) => [
-      { tag: content[sector]!, ended: now },
-      ...candidates.filter(({ ended }) => ended === Infinity),
-    ])
-    this.#allow({ first: 0, count: this.count }, (sector) => content[sector]!)
+    for (let sector = 0; sector < this.count; sector += 1) {
+      const tag = content[sector]!
+      const candidates = [{ tag, ended: now }]
+      for (const candidate of this.#sectors[sector]!)
+        if (candidate.ended === Infinity) candidates.push(candidate)
+      this.#sectors[sector] = candidates
+      this.#allow(sector, tag)
+    }
   }
 
   /** @returns what is wrong with `content` as the whole disk, now */
   objectionTo(content: Content): string | undefined {
-    for (const [sector, candidates] of this.#sectors.entries()) {
+    for (let sector = 0; sector < this.count; sector += 1) {
       const tag = content[sector]!
-      if (candidates.some((candidate) => candidate.tag === tag)) continue
-      return this.#objection(
+      const candidates = this.#sectors[sector]!
+      if (candidates[0]?.tag === tag || candidates.some((candidate) => candidate.tag === tag))
+        continue
+      return objection(
         sector,
         tag,
         candidates.map((candidate) => candidate.tag),
@@ -125,21 +139,18 @@ export class Registers {
     this.#sectors[sector] = candidates.filter((candidate) => candidate.tag === tag)
   }
 
-  #allow({ first, count }: Span, tagOf: (sector: number) => number): void {
-    for (const read of this.#reads) {
-      const from = Math.max(first, read.first)
-      const end = Math.min(first + count, read.first + read.count)
-      for (let sector = from; sector < end; sector += 1)
-        read.allowed[sector - read.first]!.add(tagOf(sector))
-    }
-  }
-
-  #objection(sector: number, tag: number, allowed: readonly number[]): string {
-    return `sector ${sector} is ${tag}, may be ${allowed.join(' or ')}`
+  /** A read that is under way may find `tag` there. */
+  #allow(sector: number, tag: number): void {
+    for (const { first, count, allowed } of this.#reads)
+      if (sector >= first && sector < first + count) allowed[sector - first]!.push(tag)
   }
 
   #tick(): number {
     this.#clock += 1
     return this.#clock
   }
+}
+
+function objection(sector: number, tag: number, allowed: readonly number[]): string {
+  return `sector ${sector} is ${tag}, may be ${[...new Set(allowed)].join(' or ')}`
 }

@@ -9,6 +9,9 @@
 
 import type { Timers } from '../../core/clock.ts'
 
+/** Events that are lined up for one turn of the event loop, at most. */
+const LONGEST_LINE = 128
+
 /** One run of a process, from its start to its crash. */
 export interface Life {
   readonly name: string
@@ -27,6 +30,8 @@ export class Scheduler {
   nowMs = 0
   /** Events that have run. */
   count = 0
+  /** A number made of when and in which order events ran: two runs that differ have different ones. */
+  digest = 0
   /** Called after each event, when all is settled. */
   settled: (life: Life) => void = () => undefined
   /** Told of each event, for people. */
@@ -59,26 +64,37 @@ export class Scheduler {
   }
 
   /** Runs until `ms` from now, or until `done` says so. @returns whether `done` did */
-  async run(ms: number, done: () => boolean = () => false): Promise<boolean> {
+  run(ms: number, done: () => boolean = () => false): Promise<boolean> {
     const endMs = this.nowMs + ms
-    await drain()
-    if (done()) return true
+    let ran: Life | undefined
+    /** @returns whether `done` did, or undefined while there is more to do */
+    const advance = (): boolean | undefined => {
+      if (this.#failure !== undefined) throw this.#failure.error
+      if (ran !== undefined) this.settled(ran)
+      if (done()) return true
+      ran = this.#runNext(endMs)
+      if (ran !== undefined) return undefined
+      this.nowMs = endMs
+      return false
+    }
+    return inTurns(advance)
+  }
+
+  /** Runs the first event that is due by `endMs`. @returns whose it was; undefined when there is none */
+  #runNext(endMs: number): Life | undefined {
     for (let event = this.#heap[0]; event !== undefined; event = this.#heap[0]) {
       if (event.atMs > endMs) break
       this.#pop()
       if (event.run === undefined || !event.life.alive) continue
       this.nowMs = event.atMs
       this.count += 1
+      this.digest = Math.imul(this.digest ^ event.order ^ (event.atMs * 4096), 0x01000193) >>> 0
       if (this.trace !== undefined && event.label !== 'timer')
         this.note(`${event.life.name}: ${event.label}`)
       event.run()
-      await drain()
-      if (this.#failure !== undefined) throw this.#failure.error
-      this.settled(event.life)
-      if (done()) return true
+      return event.life
     }
-    this.nowMs = endMs
-    return done()
+    return undefined
   }
 
   #push(event: Event): void {
@@ -115,9 +131,30 @@ function isBefore(one: Event, other: Event): boolean {
   return one.atMs < other.atMs || (one.atMs === other.atMs && one.order < other.order)
 }
 
-/** Resolves when no microtask is left. */
-function drain(): Promise<void> {
-  return new Promise((resolve) => {
-    setImmediate(resolve)
+/**
+ * Calls `advance` until it gives an answer, each time with no microtask left. Node drains them after each immediate:
+ * many of them in one turn of the loop save a look at the operating system for each.
+ */
+function inTurns(advance: () => boolean | undefined): Promise<boolean> {
+  return new Promise((resolve, reject) => {
+    let ended = false
+    const step = (): void => {
+      if (ended) return
+      try {
+        const answer = advance()
+        if (answer === undefined) return
+        ended = true
+        resolve(answer)
+      } catch (error) {
+        ended = true
+        reject(error instanceof Error ? error : new Error(String(error)))
+      }
+    }
+    const line = (length: number): void => {
+      if (ended) return
+      for (let count = 0; count < length; count += 1) setImmediate(step)
+      setImmediate(line, Math.min(LONGEST_LINE, 2 * length))
+    }
+    line(1)
   })
 }

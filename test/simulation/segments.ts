@@ -16,7 +16,7 @@ export interface JournalConduct {
 
 interface File {
   /** Flushed. */
-  durable: Buffer
+  readonly durable: Buffer[]
   /** Appended and not flushed, oldest first. */
   cached: Buffer[]
   /** Whether its name is flushed. */
@@ -47,7 +47,7 @@ export class JournalDisk {
       list: () => perform('list', () => [...this.files.keys()].sort((a, b) => a - b)),
       create: (number) =>
         perform('create', () => {
-          const file: File = { durable: Buffer.alloc(0), cached: [], named: false }
+          const file: File = { durable: [], cached: [], named: false }
           this.files.set(number, file)
           return this.#file(file, life)
         }),
@@ -55,7 +55,7 @@ export class JournalDisk {
         perform('read', () => {
           const file = this.files.get(number)
           if (file === undefined) throw new Fault('NOT_FOUND', 'no such segment')
-          return Buffer.concat([file.durable, ...file.cached])
+          return Buffer.concat([...file.durable, ...file.cached])
             .subarray(at)
             .copy(into)
         }),
@@ -78,7 +78,7 @@ export class JournalDisk {
       file.named = true
       const kept = file.cached.map((chunk) => this.#remnantOf(chunk))
       while (kept.length > 0 && random.chance(0.3)) kept.pop()
-      file.durable = Buffer.concat([file.durable, ...kept])
+      file.durable.push(...kept)
       file.cached = []
     }
   }
@@ -113,7 +113,7 @@ export class JournalDisk {
       sync: () => {
         const count = file.cached.length
         return this.#perform(life, 'sync', () => {
-          file.durable = Buffer.concat([file.durable, ...file.cached.splice(0, count)])
+          file.durable.push(...file.cached.splice(0, count))
           file.named = true
         })
       },

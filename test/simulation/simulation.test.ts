@@ -1,64 +1,71 @@
 /**
  * Both sides of a group, the program's own code, through thousands of virtual accidents (the other files of this
  * folder). One batch of seeds is always the same, one is new each time; a failure names its seed, and
- * `npm run simulate -- --seed N --count 1` shows how it came about.
+ * `npm run simulate -- --seed N --trace` shows how it came about.
  *
- * SIMULATION_RUNS sets the size of both batches, SIMULATION_SEED where the new one begins.
+ * SIMULATION_SECONDS is how long new seeds are tried, SIMULATION_SEED where they begin.
  */
 
-import t from 'tap'
+import { createHash } from 'node:crypto'
+import t, { type Test } from 'tap'
 
-import { simulate, type Summary } from './run.ts'
+import { simulateBatch, type BatchOptions, type BatchResult } from './batch.ts'
+import { simulate } from './run.ts'
 
-const RUNS = Number(process.env['SIMULATION_RUNS'] ?? 20)
+const SECONDS = Number(process.env['SIMULATION_SECONDS'] ?? 5)
 const FRESH = Number(process.env['SIMULATION_SEED'] ?? Math.floor(Math.random() * 2 ** 31))
+const ALWAYS = 100
+/** The seeds whose runs are made twice. */
+const REPEATED = 5
 
-/** @returns the summaries of the runs that went well */
-async function simulateAll(
-  fail: (message: string) => void,
-  firstSeed: number,
-  count: number,
-): Promise<readonly Summary[]> {
-  const summaries: Summary[] = []
-  for (let seed = firstSeed; seed < firstSeed + count; seed += 1) {
-    try {
-      summaries.push(await simulate(seed))
-    } catch (error) {
-      const reason = error instanceof Error ? (error.stack ?? error.message) : String(error)
-      fail(`seed ${seed}: ${reason}`)
-    }
-  }
-  return summaries
+async function batch(t: Test, options: Omit<BatchOptions, 'jobs'>): Promise<BatchResult> {
+  const result = await simulateBatch({ ...options, jobs: 0 })
+  for (const { seed, reason, story } of result.failures)
+    t.fail(`seed ${seed}: ${reason}`, { story: story.join('\n') })
+  return result
 }
 
 void t.test('every promise is kept in the runs that are always made', async (t) => {
-  const summaries = await simulateAll((message) => t.fail(message), 1, RUNS)
-  t.equal(summaries.length, RUNS, 'every run is right')
-  const sum = (of: (summary: Summary) => number): number =>
-    summaries.reduce((total, summary) => total + of(summary), 0)
-  t.ok(
-    sum(({ commits }) => commits) > 10 * RUNS,
-    'they are about something: checkpoints were committed',
-  )
-  t.ok(sum(({ acknowledged }) => acknowledged) > 10 * RUNS, 'and writes were acknowledged')
+  const result = await batch(t, { firstSeed: 1, count: ALWAYS })
+  t.equal(result.runs, ALWAYS, 'every run is made')
+  t.ok(result.commits > 5 * ALWAYS, 'they are about something: checkpoints were committed')
+  t.ok(result.acknowledged > 5 * ALWAYS, 'and writes were acknowledged')
 })
 
 void t.test('every promise is kept in runs that nobody has seen before', async (t) => {
-  t.comment(`first seed ${FRESH}`)
-  const summaries = await simulateAll((message) => t.fail(message), FRESH, RUNS)
-  t.equal(summaries.length, RUNS, `every run is right from seed ${FRESH} on`)
+  const startedMs = performance.now()
+  const result = await batch(t, {
+    firstSeed: FRESH,
+    count: 1_000_000,
+    budgetMs: SECONDS * 1000,
+  })
+  const seconds = (performance.now() - startedMs) / 1000
+  t.comment(
+    `seeds ${FRESH} to ${FRESH + result.runs - 1}: ${(result.runs / seconds).toFixed(1)} a second`,
+  )
+  t.ok(result.runs > 0, 'there were some')
 })
 
-void t.test('the same seed goes the same way', async (t) => {
-  const runOf = async (): Promise<string[]> => {
-    const lines: string[] = []
-    await simulate(FRESH, (line) => lines.push(line)).catch(() => undefined)
-    return lines
+void t.test('the same seed goes the same way, watched or not', async (t) => {
+  const storyOf = async (seed: number): Promise<string> => {
+    const hash = createHash('sha256')
+    await simulate(seed, (line) => hash.update(line)).catch(() => undefined)
+    return hash.digest('hex')
   }
-  const once = await runOf()
-  const again = await runOf()
-  const difference = once.findIndex((line, index) => line !== again[index])
-  t.equal(difference, -1, `seed ${FRESH} goes the same way twice`)
-  t.equal(again.length, once.length)
-  t.ok(once.length > 0, 'and there was something to compare')
+  const digestOf = async (seed: number, trace?: (line: string) => void): Promise<string> => {
+    try {
+      const { digest, events } = await simulate(seed, trace)
+      return `${events} events, ${digest}`
+    } catch (error) {
+      return String(error)
+    }
+  }
+  const digests = new Set<string>()
+  for (let seed = FRESH; seed < FRESH + REPEATED; seed += 1) {
+    t.equal(await storyOf(seed), await storyOf(seed), `seed ${seed} has one story`)
+    const unwatched = await digestOf(seed)
+    t.equal(unwatched, await digestOf(seed, () => undefined), `and goes on so when nobody looks`)
+    digests.add(unwatched)
+  }
+  t.equal(digests.size, REPEATED, 'different seeds go different ways')
 })

@@ -10,12 +10,17 @@ import type { World } from './world.ts'
 
 const SWITCHED_OFF = 'it was switched off'
 
+/** Commands that come in a hurry, and how much more time passes between those after them. */
+const BURST = 20
+const CALM = 8
+
 export class Toolstack {
   readonly #world: World
   readonly #oracle: Oracle
   /** Commands that were not answered yet; those to a process that is gone never are. */
   readonly #outstanding = new Set<{ readonly life: Life }>()
   #commanding = false
+  #commands = 0
   #breaking = false
 
   constructor(world: World, oracle: Oracle) {
@@ -25,6 +30,7 @@ export class Toolstack {
 
   start(): void {
     this.#commanding = true
+    this.#commands = 0
     this.#breaking = true
     this.#commandLater()
     if (this.#world.plan.faults.length > 0) this.#breakLater()
@@ -116,8 +122,10 @@ export class Toolstack {
 
   #commandLater(): void {
     const { scheduler, random, plan, nobody } = this.#world
-    scheduler.after(random.delay(0, plan.checkpointMs), nobody, 'toolstack', () => {
+    const longestMs = this.#commands < BURST ? plan.checkpointMs : CALM * plan.checkpointMs
+    scheduler.after(random.delay(0, longestMs), nobody, 'toolstack', () => {
       if (!this.#commanding) return
+      this.#commands += 1
       this.#command()
       this.#commandLater()
     })

@@ -10,6 +10,7 @@ import type { SecondaryDisk } from '../../replication/secondary-disk.ts'
 import type { GroupSettings } from '../../replication/settings.ts'
 import { Guest } from './guest.ts'
 import { VirtualImage, type Conduct } from './image.ts'
+import { sightOf, type Sight } from './look.ts'
 import { Network } from './network.ts'
 import { RegionDisk } from './region-disk.ts'
 import { JournalDisk } from './segments.ts'
@@ -17,7 +18,7 @@ import type { Plan } from './plan.ts'
 import { Random } from './random.ts'
 import { Registers } from './registers.ts'
 import { Scheduler, type Life } from './scheduler.ts'
-import { sectorsOf } from './sectors.ts'
+import { SectorBuffers, sectorsOf } from './sectors.ts'
 
 const HEARTBEAT_MS = 60
 export const TIMEOUT_MS = 240
@@ -32,6 +33,8 @@ export interface Side {
   readonly images: readonly VirtualImage[]
   readonly registers: readonly Registers[]
   readonly guest: Guest
+  /** Room for the oracle's looks. */
+  readonly sight: readonly Sight[]
   readonly group: ReplicaGroup
   /** What it is as a secondary. */
   readonly disks: readonly SecondaryDisk[]
@@ -63,6 +66,7 @@ export class World {
   secondary: Side
   readonly #observer: Observer
   readonly #regions: Readonly<Record<Host, RegionDisk>>
+  readonly #buffers = new SectorBuffers()
   #tag = 1000
   #ids = 0
   #lives = 0
@@ -218,7 +222,7 @@ export class World {
     life: Life,
     images: readonly VirtualImage[],
     disks: readonly BlockDevice[],
-  ): Pick<Side, 'life' | 'images' | 'registers' | 'guest' | 'met'> {
+  ): Pick<Side, 'life' | 'images' | 'registers' | 'guest' | 'sight' | 'met'> {
     const registers = images.map(({ completed }) => new Registers(completed))
     const guest = new Guest({
       scheduler: this.scheduler,
@@ -240,8 +244,11 @@ export class World {
         return code === 'NOT_PERMITTED' && this.mayRefuse(life)
       },
       slowestMs: this.plan.thinkMs,
+      burst: this.plan.burst,
+      buffers: this.#buffers,
     })
-    return { life, images, registers, guest, met: false }
+    const sight = images.map(({ sectors }) => sightOf(sectors))
+    return { life, images, registers, guest, sight, met: false }
   }
 
   /** Whether a side may refuse its guest's requests: when it was deposed, or is a passive copy that serves nothing. */
