@@ -38,7 +38,7 @@ export interface Subcommand {
   readonly name: string
   /** One line for the list of subcommands. */
   readonly summary: string
-  /** The optional positional argument, such as GROUP. */
+  /** The positional arguments, such as GROUP: each word is one, and optional. */
   readonly positional?: string
   readonly options: OptionTable
   /** Paragraphs under the options in --help. */
@@ -55,11 +55,18 @@ export class UsageError extends Error {
 /** What was given, by option name. */
 export class Given {
   readonly positional: string | undefined
+  /** Behind the first one. */
+  readonly second: string | undefined
   readonly #values: ReadonlyMap<string, readonly string[]>
 
-  constructor(values: ReadonlyMap<string, readonly string[]>, positional: string | undefined) {
+  constructor(
+    values: ReadonlyMap<string, readonly string[]>,
+    positional?: string,
+    second?: string,
+  ) {
     this.#values = values
     this.positional = positional
+    this.second = second
   }
 
   has(option: string): boolean {
@@ -112,9 +119,14 @@ export function parse(command: Subcommand, args: readonly string[]): Given | 'he
     }
     values.set(token.name, [...list, value])
   }
-  const extra = positionals[command.positional === undefined ? 0 : 1]
+  const extra = positionals[namesOf(command).length]
   if (extra !== undefined) throw usageError(command, `unexpected argument "${extra}"`)
-  return new Given(values, positionals[0])
+  return new Given(values, ...(positionals as [string?, string?]))
+}
+
+/** Of its positional arguments. */
+function namesOf({ positional }: Subcommand): readonly string[] {
+  return positional === undefined ? [] : positional.split(' ')
 }
 
 interface OptionToken {
@@ -152,13 +164,16 @@ export function usageError({ name }: Subcommand, what: string): UsageError {
 
 /** The text of `colotap NAME --help`. */
 export function helpOf(command: Subcommand): string {
-  const { name, summary, positional, options, notes } = command
+  const { name, summary, options, notes } = command
   const rows = Object.entries({ ...options, help: HELP }).map(([option, spec]) => {
     const letter = spec.letter === undefined ? '' : `-${spec.letter}, `
     const form = `${letter}--${option}${spec.value === undefined ? '' : ` ${spec.value}`}`
     return [form, spec.meaning + (spec.repeats === true ? '; may be repeated' : '')] as const
   })
-  const usage = `usage: colotap ${name} [OPTIONS]${positional === undefined ? '' : ` [${positional}]`}`
+  const positionals = namesOf(command)
+    .map((each) => ` [${each}]`)
+    .join('')
+  const usage = `usage: colotap ${name} [OPTIONS]${positionals}`
   const parts = [`${usage}\n\n${summary}`, columns(rows), ...(notes === undefined ? [] : [notes])]
   return parts.join('\n\n')
 }

@@ -7,6 +7,7 @@
 
 import { Fault } from '../core/fault.ts'
 import { checkpoint, events, status } from './ask-server.ts'
+import { add, remove, resize } from './change-exports.ts'
 import { connect, demote, disconnect, promote, resync, set, switchover } from './change-group.ts'
 import { closest } from './closest.ts'
 import {
@@ -35,6 +36,9 @@ const SUBCOMMANDS: readonly Subcommand[] = [
   disconnect,
   resync,
   set,
+  add,
+  remove,
+  resize,
   events,
   ...IMAGE_SUBCOMMANDS,
   demo,

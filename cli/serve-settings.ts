@@ -9,6 +9,7 @@ import type { ServerLimits } from '../nbd/server.ts'
 import { usageError, type Given, type Subcommand, type Terminal } from './command-line.ts'
 import type { ExportConfig, ServeConfig } from './config-file.ts'
 import { defaultControlPath } from './control-socket.ts'
+import { exportSettings, parseExport, refuseTwins, type ExportSettings } from './export-settings.ts'
 import { listenPlaces, refuseExposure } from './listen-settings.ts'
 import { defaultStateDir } from './state-dir.ts'
 import { inheritedSockets } from './systemd.ts'
@@ -16,15 +17,10 @@ import { inheritedSockets } from './systemd.ts'
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const
 export type LogLevel = (typeof LOG_LEVELS)[number]
 
-export interface ExportSettings {
-  readonly name: string
-  readonly pipeline: string
-  readonly description: string
-  readonly readOnly: boolean
-}
-
 export interface ServeSettings {
   readonly exports: readonly ExportSettings[]
+  /** Whether no client may write to any export, those included that are added later. */
+  readonly readOnly: boolean
   readonly listen: readonly ListenPlace[]
   /** What was said of the limits on NBD clients. */
   readonly limits: Partial<ServerLimits>
@@ -38,8 +34,6 @@ export interface ServeSettings {
   readonly insecure: boolean
 }
 
-/** The protocol's limit on a name or a description (NBD, "String values"), in bytes. */
-const LONGEST_STRING = 4096
 /** A day: longer than anybody waits for a client. */
 const LONGEST_MS = 86_400_000
 /** More would leave each client less memory than its smallest request takes. */
@@ -59,7 +53,7 @@ export function settingsOf(
     ...config.exports.map((each) => exportSettings(each, readOnly)),
     ...given
       .values('export')
-      .map((text) => ofFlag(command, () => exportSettings(parseExport(command, text), readOnly))),
+      .map((text) => ofFlag(command, () => exportSettings(ofExportFlag(command, text), readOnly))),
   ]
   const specs = [
     ...config.listen.map(parseListenSpec),
@@ -77,6 +71,7 @@ export function settingsOf(
   if (!insecure) for (const place of listen) refuseExposure(place)
   return {
     exports,
+    readOnly,
     listen,
     insecure,
     limits: limitsOf(command, given, config),
@@ -99,43 +94,10 @@ function ofFlag<T>(command: Subcommand, read: () => T): T {
   }
 }
 
-function parseExport(command: Subcommand, text: string): ExportConfig {
-  const split = text.indexOf('=')
-  if (split < 0) throw usageError(command, `--export "${text}" is not NAME=PIPELINE`)
-  return { name: text.slice(0, split), pipeline: text.slice(split + 1) }
-}
-
-function exportSettings(config: ExportConfig, allReadOnly: boolean): ExportSettings {
-  const { name, pipeline, description = '', readOnly = false } = config
-  const wrong = objectionToName(name)
-  if (wrong !== undefined) {
-    throw new Fault('INVALID', `an export's name ${wrong}`, { where: `${name}=${pipeline}` })
-  }
-  if (Buffer.byteLength(description) > LONGEST_STRING || description.includes('\0')) {
-    throw new Fault('INVALID', `the description is no text of at most ${LONGEST_STRING} bytes`, {
-      where: `export "${name}"`,
-    })
-  }
-  return { name, pipeline, description, readOnly: readOnly || allReadOnly }
-}
-
-function objectionToName(name: string): string | undefined {
-  if (name === '') return 'must not be empty'
-  if (Buffer.byteLength(name) > LONGEST_STRING) return `is longer than ${LONGEST_STRING} bytes`
-  if (/\p{Cc}/u.test(name)) return 'must not contain control characters'
-  return undefined
-}
-
-function refuseTwins(exports: readonly ExportSettings[]): void {
-  const names = new Set<string>()
-  for (const { name } of exports) {
-    if (names.has(name)) {
-      throw new Fault('INVALID', `two exports are named "${name}"`, {
-        remedy: 'give each its own name',
-      })
-    }
-    names.add(name)
-  }
+function ofExportFlag(command: Subcommand, text: string): ExportConfig {
+  const config = parseExport(text)
+  if (config === undefined) throw usageError(command, `--export "${text}" is not NAME=PIPELINE`)
+  return config
 }
 
 function limitsOf(command: Subcommand, given: Given, config: ServeConfig): Partial<ServerLimits> {

@@ -8,7 +8,7 @@
  */
 
 import { Blktap2Doors } from '../control/blktap2-doors.ts'
-import type { ControlContext, ExportSummary } from '../control/command.ts'
+import type { ControlContext, ExportSummary, NewExport } from '../control/command.ts'
 import { EventBus } from '../control/events.ts'
 import { QmpServer } from '../control/qmp-server.ts'
 import { BufferPool } from '../core/buffer-pool.ts'
@@ -16,13 +16,12 @@ import { asFault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { MiB } from '../core/units.ts'
 import type { Driver } from '../drivers/driver.ts'
-import { openPipeline } from '../drivers/open.ts'
 import { ReplicationRegistry } from '../drivers/replication-registry.ts'
-import type { Export, ExportTable } from '../nbd/export.ts'
 import type { ListenPlace } from '../nbd/listen-place.ts'
 import { NbdServer } from '../nbd/server.ts'
+import { ExportSet } from './export-set.ts'
 import { refuseExposure } from './listen-settings.ts'
-import type { ExportSettings, ServeSettings } from './serve-settings.ts'
+import type { ServeSettings } from './serve-settings.ts'
 
 /** Payloads and replies of all NBD clients together; taken from the system as it is needed. */
 const POOL = 512 * MiB
@@ -30,7 +29,14 @@ const POOL = 512 * MiB
 interface ServerOptions {
   readonly settings: Pick<
     ServeSettings,
-    'exports' | 'listen' | 'limits' | 'control' | 'stateDir' | 'blktap2Dir' | 'insecure'
+    | 'exports'
+    | 'readOnly'
+    | 'listen'
+    | 'limits'
+    | 'control'
+    | 'stateDir'
+    | 'blktap2Dir'
+    | 'insecure'
   >
   readonly drivers: readonly Driver[]
   readonly logger: Logger
@@ -41,7 +47,7 @@ interface ServerOptions {
 export class Server implements ControlContext {
   readonly #options: ServerOptions
   readonly #events = new EventBus()
-  readonly #exports = new Map<string, Export>()
+  readonly #exports: ExportSet
   readonly #registry: ReplicationRegistry
   readonly #nbd: NbdServer
   readonly #control: QmpServer
@@ -57,8 +63,9 @@ export class Server implements ControlContext {
       insecure: settings.insecure,
       stateDir: settings.stateDir,
     })
+    this.#exports = new ExportSet({ ...settings, ...options, registry: this.#registry })
     this.#nbd = new NbdServer({
-      exports: this.#table(),
+      exports: this.#exports,
       pool: new BufferPool(POOL),
       logger,
       limits: settings.limits,
@@ -97,19 +104,37 @@ export class Server implements ControlContext {
   }
 
   exports(): readonly ExportSummary[] {
-    const users = this.#nbd.connections.map(({ exportName }) => exportName)
-    return [...this.#exports.values()].map(({ name, device }) => ({
-      name,
-      size: device.geometry.size,
-      readOnly: device.geometry.readOnly,
-      connections: users.filter((user) => user === name).length,
-    }))
+    return this.#exports.summaries(this.#nbd)
+  }
+
+  async addExport(added: NewExport): Promise<void> {
+    await this.#exports.add(added)
+    try {
+      await this.#blktap2?.open(this.#registry.targets)
+    } catch (error) {
+      await this.#exports.remove(added.name, this.#nbd, true)
+      throw error
+    }
+  }
+
+  async removeExport(name: string, force: boolean): Promise<void> {
+    try {
+      await this.#exports.remove(name, this.#nbd, force)
+    } finally {
+      await this.#blktap2?.open(this.#registry.targets)
+    }
+  }
+
+  resizeExport(name: string, size: number): Promise<void> {
+    return this.#exports.resize(name, size, this.#nbd)
   }
 
   changeLogs(): ReturnType<ControlContext['changeLogs']> {
-    return [...this.#exports.values()].flatMap(({ name, device: { changeLog } }) =>
-      changeLog === undefined ? [] : { exportName: name, log: changeLog },
-    )
+    return this.#exports
+      .list()
+      .flatMap(({ name, device: { changeLog } }) =>
+        changeLog === undefined ? [] : { exportName: name, log: changeLog },
+      )
   }
 
   quit(): void {
@@ -124,8 +149,7 @@ export class Server implements ControlContext {
 
   async #start(): Promise<void> {
     const { settings } = this.#options
-    for (const each of settings.exports) this.#exports.set(each.name, await this.#open(each))
-    await this.#registry.start()
+    await this.#exports.begin(settings.exports)
     for (const place of settings.listen) {
       const bound = await this.#nbd.listen(place)
       // What systemd opened is known only now.
@@ -133,26 +157,6 @@ export class Server implements ControlContext {
     }
     await this.#blktap2?.open(this.#registry.targets)
     await this.#control.listen()
-  }
-
-  async #open({ name, pipeline, description, readOnly }: ExportSettings): Promise<Export> {
-    const device = await openPipeline(pipeline, this.#options.drivers, {
-      exportName: name,
-      readOnly,
-      logger: this.#options.logger,
-      insecure: this.#options.settings.insecure,
-      attachReplica: (stage, mode, below) => this.#registry.attach(stage, mode, name, below),
-    })
-    return { name, description, device }
-  }
-
-  /** The empty name is the protocol's default export: the only one, where there is only one. */
-  #table(): ExportTable {
-    const find = (name: string): Export | undefined => {
-      const [only, second] = this.#exports.values()
-      return name === '' && second === undefined ? only : this.#exports.get(name)
-    }
-    return { find, list: () => [...this.#exports.values()] }
   }
 
   async #close(): Promise<void> {
@@ -166,14 +170,11 @@ export class Server implements ControlContext {
       }
     }
     this.#registry.stop()
-    for (const { device } of this.#exports.values()) device.stopWaiting?.()
+    for (const { device } of this.#exports.list()) device.stopWaiting?.()
+    await this.#exports.stop()
     await attempt('NBD server', () => this.#nbd.close())
     await attempt('replication links', () => this.#registry.close())
-    await Promise.all(
-      [...this.#exports.values()].map(({ name, device }) =>
-        attempt(`export ${name}`, () => device.close()),
-      ),
-    )
+    await this.#exports.close(attempt)
     await attempt('checkpoint sockets', async () => this.#blktap2?.close())
     await attempt('control socket', () => this.#control.close())
     const [first] = failures

@@ -31,36 +31,49 @@ interface DoorsOptions {
   readonly logger: Logger
 }
 
+interface Door {
+  readonly name: string
+  readonly entry: FlushSocket | FlushFifo
+}
+
 export class Blktap2Doors {
   readonly #options: DoorsOptions
-  #doors: (FlushSocket | FlushFifo)[] = []
+  /** By the name of the group. */
+  readonly #doors = new Map<string, Door>()
 
   constructor(options: DoorsOptions) {
     this.#options = options
   }
 
-  /** Makes the folder where only that is missing. @throws Fault; close() undoes what was done */
+  /**
+   * Opens a door for each of these groups that has none, and closes those of other groups. Makes the folder where only that
+   * is missing. @throws Fault; close() undoes what was done
+   */
   async open(targets: readonly FlushTarget[]): Promise<void> {
     const { folder, logger } = this.#options
+    await this.#close((group) => !targets.some((target) => target.group === group))
     // What is wrong with the folder, if anything, shows when something is made in it.
     await mkdir(folder, { mode: 0o700 }).catch(() => undefined)
-    const groups = new Map<string, string>()
     for (const { group, mode, target } of targets) {
+      if (this.#doors.has(group)) continue
       const name = `${mode}_${target.replaceAll(/[:/]/g, '_')}`
-      const other = groups.get(name)
-      if (other !== undefined) throw twins(other, group, name)
-      groups.set(name, group)
-      const Door = mode === 'colo' ? FlushSocket : FlushFifo
-      const door = new Door(join(folder, name), () => this.#flush(group), logger)
-      this.#doors.push(door)
-      await door.open()
+      for (const [other, door] of this.#doors)
+        if (door.name === name) throw twins(other, group, name)
+      const Entry = mode === 'colo' ? FlushSocket : FlushFifo
+      const entry = new Entry(join(folder, name), () => this.#flush(group), logger)
+      this.#doors.set(group, { name, entry })
+      await entry.open()
     }
   }
 
-  async close(): Promise<void> {
-    const doors = this.#doors
-    this.#doors = []
-    await Promise.all(doors.map((door) => door.close()))
+  close(): Promise<void> {
+    return this.#close(() => true)
+  }
+
+  async #close(concerns: (group: string) => boolean): Promise<void> {
+    const closing = [...this.#doors].filter(([group]) => concerns(group))
+    for (const [group] of closing) this.#doors.delete(group)
+    await Promise.all(closing.map(([, { entry }]) => entry.close()))
   }
 
   /** Rejects only for a bug of ours, which is to end the process: nobody handles it. */

@@ -15,10 +15,24 @@ export interface ExportSummary {
   readonly connections: number
 }
 
+/** An export that is to be served from now on. */
+export interface NewExport {
+  readonly name: string
+  readonly pipeline: string
+  readonly description: string
+  readonly readOnly: boolean
+}
+
 /** What commands act on: the server seen from its control plane. */
 export interface ControlContext {
   groups(): readonly ReplicationGroup[]
   exports(): readonly ExportSummary[]
+  /** Opens a disk and serves it. @throws Fault, with everything as it was */
+  addExport(added: NewExport): Promise<void>
+  /** Ends the clients of an export and closes its disk. @throws Fault, IN_USE when it has clients and `force` is not given */
+  removeExport(name: string, force: boolean): Promise<void>
+  /** Changes the size of an export's disk, in bytes. @throws Fault, with the disk as it was */
+  resizeExport(name: string, size: number): Promise<void>
   /** The exports whose changes are logged. */
   changeLogs(): readonly ExportChanges[]
   /** Begins an orderly shutdown, as SIGTERM does; returns at once. */

@@ -9,7 +9,8 @@
  */
 
 import { beginBackup, changesOf, endBackup, logsReply } from './change-logs.ts'
-import { define, type Command, type ExportSummary } from './command.ts'
+import { define, type Command } from './command.ts'
+import { EXPORT_COMMANDS } from './export-commands.ts'
 import { REPLICATION_COMMANDS } from './replication-commands.ts'
 import { versionReply } from './version.ts'
 import { xenCheckpoint, xenReplicationStatus, xenSetReplication } from './xen-replication.ts'
@@ -29,12 +30,7 @@ const table: readonly Command[] = [
     arguments: {},
     run: () => table.map(({ name, description }) => ({ name, description })),
   }),
-  define({
-    name: 'query-block-exports',
-    description: 'the exports, with their size and the number of their clients',
-    arguments: {},
-    run: (context) => context.exports().map(exportReply),
-  }),
+  ...EXPORT_COMMANDS,
   ...REPLICATION_COMMANDS,
   define({
     name: 'xen-set-replication',
@@ -112,9 +108,3 @@ const table: readonly Command[] = [
 export const COMMANDS: ReadonlyMap<string, Command> = new Map(
   table.map((command) => [command.name, command]),
 )
-
-/** QEMU's BlockExportInfo, and colotap's own fields behind it. */
-function exportReply(summary: ExportSummary): object {
-  const { name, ...own } = summary
-  return { id: name, type: 'nbd', 'node-name': name, 'shutting-down': false, ...own }
-}

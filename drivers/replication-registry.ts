@@ -84,6 +84,9 @@ interface Member {
   readonly target: string
   readonly terms: Terms
   readonly group: ReplicaGroup
+  /** Undefined where nobody can connect to this side. */
+  readonly listener: Port['listener'] | undefined
+  started: boolean
 }
 
 /** What the groups behind a port have in common. */
@@ -157,7 +160,7 @@ export class ReplicationRegistry {
     const { group } = terms.settings
     let member = this.#members.get(group)
     if (member === undefined) {
-      member = { target: stage.target, terms, group: await this.#newGroup(terms) }
+      member = { target: stage.target, terms, started: false, ...(await this.#newGroup(terms)) }
       this.#members.set(group, member)
     } else if (!isDeepStrictEqual(terms, member.terms)) {
       const remedy = 'give all disks of a group the same address, driver and settings'
@@ -167,15 +170,46 @@ export class ReplicationRegistry {
         { remedy },
       )
     } else if (terms.settings.wire === 'blktap2') throw oneDisk(exportName, group)
+    if (member.started) throw runs(group)
     // Replication works in sectors; an image with larger blocks (O_DIRECT) is changed by reading, patching and writing.
     const inSectors = below.geometry.block.min > SECTOR ? new Guard(below, false) : below
     return member.group.attach(exportName, inSectors)
   }
 
-  /** Begins to connect and to listen, once every disk is attached. */
+  /** Begins to connect and to listen with the groups that have not begun yet, once every disk is attached. */
   async start(): Promise<void> {
-    for (const { group } of this.#members.values()) await group.start()
-    for (const { listener } of this.#ports.values()) listener.start()
+    const begun = [...this.#members].filter(([, { started }]) => !started)
+    for (const [, { group }] of begun) await group.start()
+    for (const [name, member] of begun) {
+      member.started = true
+      member.listener?.add(name, member.group)
+      member.listener?.start()
+    }
+  }
+
+  /** A disk is about to be closed while its group runs on. @throws Fault, with the disk as it was */
+  dismiss(exportName: string): Promise<void> {
+    for (const [name, { group }] of this.#members) {
+      const { disks } = group.status()
+      if (disks.length > 1 && disks.some((disk) => disk.name === exportName))
+        return Promise.reject(runs(name))
+    }
+    return Promise.resolve()
+  }
+
+  /** Ends what belongs to groups that are closed. */
+  async forget(): Promise<void> {
+    for (const [name, { group, listener }] of this.#members) {
+      if (!group.closed) continue
+      this.#members.delete(name)
+      listener?.remove(name)
+    }
+    for (const [address, { listener }] of this.#ports) {
+      const inUse = [...this.#members.values()].some((member) => member.listener === listener)
+      if (inUse) continue
+      this.#ports.delete(address)
+      await listener.close()
+    }
   }
 
   /** The server is being shut down: what waits is refused, and so are commands. */
@@ -187,7 +221,7 @@ export class ReplicationRegistry {
     for (const { listener } of this.#ports.values()) await listener.close()
   }
 
-  async #newGroup(terms: Terms): Promise<ReplicaGroup> {
+  async #newGroup(terms: Terms): Promise<Pick<Member, 'group' | 'listener'>> {
     const { settings, target } = terms
     const listen = terms.role === 'primary' ? terms.listen : (terms.listen ?? target)
     if (listen?.port === 0)
@@ -213,8 +247,7 @@ export class ReplicationRegistry {
       this.#environment,
       peer === undefined ? undefined : await this.#dial(peer, terms),
     )
-    listener?.add(settings.group, group)
-    return group
+    return { group, listener }
   }
 
   async #dial(peer: Address, { security, settings: { wire } }: Terms): Promise<Dial> {
@@ -285,6 +318,13 @@ function oneDisk(exportName: string, group: string): Fault {
   return new Fault('INVALID', `group "${group}" has a disk already, and wire=blktap2 carries one`, {
     where: exportName,
     remedy: 'give each disk a group and an address of its own, or use wire=colotap on both sides',
+  })
+}
+
+function runs(group: string): Fault {
+  return new Fault('NOT_SUPPORTED', 'the disks of a running group cannot be changed', {
+    where: `group ${group}`,
+    remedy: 'restart the server with the disks that it is to have',
   })
 }
 

@@ -138,6 +138,11 @@ export class Connection implements Receiver {
     return this.#transmission?.steps ?? 0
   }
 
+  /** Whether the client has attached to this export. */
+  uses(exported: Export): boolean {
+    return this.#chosen === exported
+  }
+
   /** Ends in order: a handshake at once, a transmission when it is quiet. New requests get ESHUTDOWN meanwhile. */
   shutDown(): void {
     if (this.#phase === 'negotiation') return this.destroy()

@@ -16,7 +16,7 @@ import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { MiB } from '../core/units.ts'
 import { Connection, type ConnectionOptions, type ConnectionStatus } from './connection.ts'
-import type { ExportTable } from './export.ts'
+import type { Export, ExportTable } from './export.ts'
 import { IdleWatch, type Watch } from './idle-watch.ts'
 import { formatListenPlace, type ListenPlace } from './listen-place.ts'
 import { openListener, type Listener } from './listener.ts'
@@ -71,7 +71,8 @@ export class NbdServer {
   #listeners: Listener[] = []
   #nextId = 1
   #closing: Promise<void> | undefined
-  #whenEmpty: (() => void) | undefined
+  /** Each looks, when a client has gone, whether those that it waits for have. */
+  readonly #waiting = new Set<() => void>()
   readonly #watches: readonly IdleWatch<Connection>[]
 
   constructor({ exports, pool, logger, limits, transport = 'in-place' }: NbdServerOptions) {
@@ -138,16 +139,30 @@ export class NbdServer {
     return this.#closing
   }
 
+  /**
+   * Ends every client of an export that is not offered any more, in order: requests in flight finish, new ones get
+   * ESHUTDOWN, then the connection is closed; bounded by `closeMs`.
+   */
+  dismiss(exported: Export): Promise<void> {
+    return this.#end((connection) => connection.uses(exported))
+  }
+
   async #close(): Promise<void> {
     for (const watch of this.#watches) watch.stop()
     const listenersClosed = this.#listeners.map((listener) => listener.close())
-    for (const connection of this.#connections) connection.shutDown()
-    await this.#emptyOrLate()
-    for (const connection of this.#connections) {
+    await this.#end(() => true)
+    await Promise.all(listenersClosed)
+  }
+
+  async #end(concerns: (connection: Connection) => boolean): Promise<void> {
+    const concerned = [...this.#connections].filter(concerns)
+    for (const connection of concerned) connection.shutDown()
+    await this.#goneOrLate(concerned)
+    for (const connection of concerned) {
+      if (!this.#connections.has(connection)) continue
       this.#logger.warn({ ...connection.status }, 'connection cut at the end of the closing time')
       connection.destroy()
     }
-    await Promise.all(listenersClosed)
   }
 
   #watch(
@@ -162,15 +177,20 @@ export class NbdServer {
     return new IdleWatch(patienceMs, this.#connections, { ...watch, drop })
   }
 
-  /** Waits until the last connection is closed and its requests done, but no longer than `closeMs`. */
-  #emptyOrLate(): Promise<void> {
-    if (this.#connections.size === 0) return Promise.resolve()
+  /** Waits until these connections are closed and their requests done, but no longer than `closeMs`. */
+  #goneOrLate(connections: readonly Connection[]): Promise<void> {
     return new Promise((resolve) => {
-      const late = setTimeout(resolve, this.#limits.closeMs)
-      this.#whenEmpty = () => {
+      const late = setTimeout(() => end(), this.#limits.closeMs)
+      const look = (): void => {
+        if (!connections.some((connection) => this.#connections.has(connection))) end()
+      }
+      const end = (): void => {
         clearTimeout(late)
+        this.#waiting.delete(look)
         resolve()
       }
+      this.#waiting.add(look)
+      look()
     })
   }
 
@@ -193,6 +213,6 @@ export class NbdServer {
   readonly #onClosed = (connection: Connection): void => {
     this.#connections.delete(connection)
     for (const watch of this.#watches) watch.forget(connection)
-    if (this.#connections.size === 0) this.#whenEmpty?.()
+    for (const look of [...this.#waiting]) look()
   }
 }

@@ -79,6 +79,10 @@ export class ReplicationListener {
     this.#takers.set(group, taker)
   }
 
+  remove(group: string): void {
+    this.#takers.delete(group)
+  }
+
   /** From now on connections are heard; before, primaries are sent away to come again. */
   start(): void {
     this.#open = true

@@ -88,6 +88,11 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     return this.#demoting !== undefined
   }
 
+  /** Whether it has ended, or is about to. */
+  get closed(): boolean {
+    return this.#closing !== undefined
+  }
+
   get secondary(): SecondarySide {
     return this.#secondary
   }

@@ -47,6 +47,10 @@ export class Blktap2Listener {
     this.#taker = taker
   }
 
+  remove(): void {
+    this.#taker = undefined
+  }
+
   /** From now on connections are heard; those that came before wait until now. */
   start(): void {
     this.#open = true

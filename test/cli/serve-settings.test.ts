@@ -31,6 +31,7 @@ void t.test('flags alone are enough', (t) => {
     blktap2Dir: undefined,
     logLevel: 'info',
     insecure: false,
+    readOnly: false,
     limits: {},
   })
   t.end()

@@ -16,6 +16,7 @@ import { log } from '../../drivers/log/log.ts'
 import { ram, RamDevice } from '../../drivers/ram.ts'
 import { colo } from '../../drivers/replica.ts'
 import { socketFolder } from '../control/socket-folder.ts'
+import { freePorts } from '../support/scope.ts'
 
 /** A ram disk that remembers whether it is open, and fails to close when its target says so. */
 function watched(open: Set<string>): Driver {
@@ -52,6 +53,7 @@ function settingsIn(
     stateDir: join(folder, 'state'),
     blktap2Dir: undefined,
     insecure: false,
+    readOnly: false,
     limits: {},
   }
 }
@@ -121,7 +123,7 @@ void t.test('quit is answered before the server ends', async (t) => {
 })
 
 void t.test('a replicated export has its group', async (t) => {
-  const [port] = await unusedPort()
+  const [port] = await freePorts(1)
   const { control } = await start(t, {
     disk: `colo:127.0.0.1:${port}?role=primary&group=vm1|watched:a`,
   })
@@ -194,11 +196,3 @@ void t.test('clients are counted per export', async (t) => {
   await once(client, 'data')
   t.match(await control.execute('query-block-exports'), [{ id: 'disk', connections: 1 }])
 })
-
-async function unusedPort(): Promise<[number]> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  await new Promise((done) => server.close(done))
-  return [port]
-}

@@ -214,6 +214,25 @@ void t.test('exports are shown in QEMU’s shape with fields of our own', async 
   ])
 })
 
+void t.test('exports are added, removed and resized as commands say', async (t) => {
+  const context = contextOf()
+  const added = { name: 'disk0', pipeline: 'ram:1G' }
+  t.match(await run(context, 'export-add', added), { id: 'disk0', size: 1 << 30 })
+  await run(context, 'export-add', { ...added, description: 'text', readOnly: true })
+  await run(context, 'export-remove', { name: 'disk0' })
+  await run(context, 'export-remove', { name: 'disk0', force: true })
+  await run(context, 'block_resize', { device: 'disk0', size: 4096 })
+  await run(context, 'block_resize', { 'node-name': 'disk0', size: 8192 })
+  t.same(context.changes, [
+    'add {"name":"disk0","pipeline":"ram:1G","description":"","readOnly":false}',
+    'add {"name":"disk0","pipeline":"ram:1G","description":"text","readOnly":true}',
+    'remove disk0',
+    'remove disk0 by force',
+    'resize disk0 to 4096',
+    'resize disk0 to 8192',
+  ])
+})
+
 void t.test('query-commands lists the table, quit quits', async (t) => {
   const listed = (await run(contextOf(), 'query-commands')) as { name: string }[]
   t.same(

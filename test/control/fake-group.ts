@@ -107,10 +107,18 @@ export function lost(): Fault {
   return new Fault('LINK_LOST', 'the secondary is gone', { where: 'group vm1' })
 }
 
-/** A server of these groups, and one export; counts how often it was told to quit. */
-export function contextOf(...groups: FakeGroup[]): ControlContext & { quits: number } {
+/** A server of these groups, and one export; counts how often it was told to quit, and what of exports. */
+export function contextOf(
+  ...groups: FakeGroup[]
+): ControlContext & { quits: number; changes: string[] } {
+  const changes: string[] = []
   return {
     quits: 0,
+    changes,
+    addExport: (added) => Promise.resolve(void changes.push(`add ${JSON.stringify(added)}`)),
+    removeExport: (name, force) =>
+      Promise.resolve(void changes.push(`remove ${name}${force ? ' by force' : ''}`)),
+    resizeExport: (name, size) => Promise.resolve(void changes.push(`resize ${name} to ${size}`)),
     groups: () => groups,
     exports: () => [{ name: 'disk0', size: 1 << 30, readOnly: false, connections: 2 }],
     changeLogs: () => [],
