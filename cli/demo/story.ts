@@ -21,6 +21,7 @@ import {
   type DiskState,
   type Filesystem,
 } from './filesystem.ts'
+import { formatsLine, makeImage, readImage, type HostFormats } from './disk-images.ts'
 import { freePort, ServerProcess } from '../server-process.ts'
 
 /** The ring and, behind it, a corner that only the secondary's own guest uses. */
@@ -45,19 +46,19 @@ interface Checkpoint {
 
 export type Say = (line: string) => void
 
-export async function tell(folder: string, say: Say): Promise<void> {
+export async function tell(folder: string, formats: HostFormats, say: Say): Promise<void> {
   const filesystem = await makeFilesystem(folder, CHECKPOINTS + 1)
   say(
-    `Disks: "root" (${formatSize(FILESYSTEM_SIZE)}, ${filesystem.description}) and "data" (${formatSize(DATA_SIZE)}).`,
+    `Disks: "root" (${formatSize(FILESYSTEM_SIZE)}, ${filesystem.description}) and "data" (${formatSize(DATA_SIZE)}); ${formatsLine(formats)}.`,
   )
   const started: ServerProcess[] = []
   try {
-    const pair = await startPair(folder, filesystem.image, started)
+    const pair = await startPair(folder, formats, filesystem.image, started)
     const [secondary, primary] = started.map(({ pid }) => pid)
     say(
       `Hosts: primary is process ${primary ?? 0}, secondary is process ${secondary ?? 0}; one group, COLO.`,
     )
-    await replicate(pair, filesystem, folder, say)
+    await replicate(pair, filesystem, folder, formats, say)
   } finally {
     for (const server of started) await server.end('SIGKILL')
   }
@@ -69,15 +70,20 @@ interface Pair {
   readonly linkLost: Promise<void>
 }
 
-async function startPair(folder: string, image: string, started: ServerProcess[]): Promise<Pair> {
+async function startPair(
+  folder: string,
+  formats: HostFormats,
+  image: string,
+  started: ServerProcess[],
+): Promise<Pair> {
   const port = await freePort()
   const lost = new EventWatch('REPLICATION_LINK', (data) => data['up'] === false)
   const shielded = new EventWatch(
     'REPLICATION_PROTECTION',
     (data) => data['protection'] === 'protected',
   )
-  const secondary = await startHost(folder, 'secondary', image, port, started, lost)
-  const primary = await startHost(folder, 'primary', image, port, started, shielded)
+  const secondary = await startHost(folder, 'secondary', formats, image, port, started, lost)
+  const primary = await startHost(folder, 'primary', formats, image, port, started, shielded)
   if ((await groupStatus(primary.control))['protection'] !== 'protected') await shielded.happened
   return { primary, secondary, linkLost: lost.happened }
 }
@@ -99,6 +105,7 @@ class EventWatch {
 async function startHost(
   folder: string,
   role: 'primary' | 'secondary',
+  formats: HostFormats,
   image: string,
   port: number,
   started: ServerProcess[],
@@ -106,11 +113,11 @@ async function startHost(
 ): Promise<Host> {
   const root = path.join(folder, `${role}-root.img`)
   const data = path.join(folder, `${role}-data.img`)
-  await fs.copy(image, root)
-  await fs.createFile(data)
-  await fs.truncate(data, DATA_SIZE)
+  const format = formats[role]
+  await makeImage(format, root, FILESYSTEM_SIZE, image)
+  await makeImage(format, data, DATA_SIZE)
   const pipeline = (disk: string): string =>
-    `colo:127.0.0.1:${port}?role=${role}&group=demo&initial=identical|aio:${encodeURI(disk)}`
+    `colo:127.0.0.1:${port}?role=${role}&group=demo&initial=identical|${format.name}:${encodeURI(disk)}`
   const server = await ServerProcess.start(role, folder, {
     root: pipeline(root),
     data: pipeline(data),
@@ -130,6 +137,7 @@ async function replicate(
   { primary, secondary, linkLost }: Pair,
   filesystem: Filesystem,
   folder: string,
+  formats: HostFormats,
   say: Say,
 ): Promise<void> {
   const log = new RecordLog((from, at) => primary.data.write(from, at))
@@ -160,6 +168,7 @@ async function replicate(
   await linkLost
   const downMs = await takeOver(secondary, killedMs, say)
   await prove(secondary, filesystem, bounds, own, folder, say)
+  await checkImage(folder, formats, filesystem, say)
   say(
     `Time without a disk: ${downMs.toFixed(1)} ms from the kill to the first read served by the promoted secondary.`,
   )
@@ -306,16 +315,20 @@ async function prove(
   await Promise.all([secondary.root.disconnect(), secondary.data.disconnect()])
   await secondary.server.end('SIGTERM')
   ensure(secondary.server.endedWell, 'the promoted server ends cleanly')
-  await checkImages(folder, filesystem)
-  say('       The promoted disk takes writes; after a clean end its image files hold the same.')
 }
 
-async function checkImages(folder: string, filesystem: Filesystem): Promise<void> {
-  const bytes = await fs.readFile(path.join(folder, 'secondary-root.img'))
+async function checkImage(
+  folder: string,
+  { secondary }: HostFormats,
+  filesystem: Filesystem,
+  say: Say,
+): Promise<void> {
+  const disk = await readImage(secondary, path.join(folder, 'secondary-root.img'))
   ensure(
-    digest(bytes) === filesystem.states[CHECKPOINTS - 1]?.digest,
+    digest(disk) === filesystem.states[CHECKPOINTS - 1]?.digest,
     'the image file is the last checkpoint',
   )
+  say('       The promoted disk takes writes; after a clean end its image files hold the same.')
 }
 
 async function readDisk(disk: NbdClient, size: number): Promise<Buffer> {

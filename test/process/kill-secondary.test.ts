@@ -5,7 +5,6 @@
  * KILL_ROUNDS and KILL_SEED choose how many moments and which ones.
  */
 
-import { readFile } from 'node:fs/promises'
 import t from 'tap'
 import { DISKS, judge, startWorkloads, takeCheckpoints } from '../support/block-workload.ts'
 import { killRounds } from '../support/kill-rounds.ts'
@@ -17,6 +16,7 @@ import {
   startPair,
   type ReplicaHost,
 } from '../support/replica-pair.ts'
+import { anyFormats, imageContent } from '../support/replica-images.ts'
 import { ProgramScope } from '../support/scope.ts'
 
 /** Both hosts lose their power; the secondary comes back, perhaps to lose it again while it recovers. */
@@ -24,8 +24,9 @@ async function bothDie(seed: number): Promise<string | undefined> {
   const scope = new ProgramScope()
   const random = seededRandom(seed)
   const mode = random() < 0.5 ? 'colo' : 'remus'
+  const formats = anyFormats(random)
   try {
-    const { primary, secondary } = await startPair(scope, { mode, disks: DISKS })
+    const { primary, secondary } = await startPair(scope, { mode, disks: DISKS, formats })
     const deadAfter = 1 + below(random, 1500)
     const { workloads, ended } = await startWorkloads(primary, random, (writes) => {
       if (writes !== deadAfter) return
@@ -42,7 +43,7 @@ async function bothDie(seed: number): Promise<string | undefined> {
       recovered = await restartHost(scope, secondary)
     }
     await recovered.qmp.execute('replication-promote')
-    const violation = await judge(recovered, checkpoints, workloads)
+    const violation = await judge(scope, recovered, checkpoints, workloads)
     return violation ?? (await staysActive(await restartHost(scope, secondary)))
   } finally {
     await scope.end()
@@ -61,8 +62,9 @@ async function secondaryDies(seed: number): Promise<string | undefined> {
   const scope = new ProgramScope()
   const random = seededRandom(seed)
   const mode = random() < 0.5 ? 'colo' : 'remus'
+  const formats = anyFormats(random)
   try {
-    const { primary, secondary } = await startPair(scope, { mode, disks: DISKS })
+    const { primary, secondary } = await startPair(scope, { mode, disks: DISKS, formats })
     const deadAfter = 1 + below(random, 1500)
     const { workloads, ended } = await startWorkloads(primary, random, (writes) => {
       if (writes === deadAfter) secondary.server.child.signal('SIGKILL')
@@ -81,8 +83,11 @@ async function secondaryDies(seed: number): Promise<string | undefined> {
     const ends = [await primary.server.stop(), await recovered.server.stop()]
     if (ends.some(({ code }) => code !== 0)) return `ended with ${JSON.stringify(ends)}`
     for (const name of Object.keys(DISKS)) {
-      const [ours, theirs] = [primary.images[name]!, recovered.images[name]!]
-      if (!(await readFile(ours)).equals(await readFile(theirs))) return `images of ${name} differ`
+      const [ours, theirs] = [
+        await imageContent(scope, primary.images[name]!, primary.format),
+        await imageContent(scope, recovered.images[name]!, recovered.format),
+      ]
+      if (!ours.equals(theirs)) return `images of ${name} differ`
     }
     return undefined
   } finally {

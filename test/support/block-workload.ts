@@ -1,12 +1,13 @@
 /** A guest that writes two disks of a pair without pause, and the judge of what is found after a crash. */
 
-import { readFile } from 'node:fs/promises'
 import { setImmediate as turn } from 'node:timers/promises'
 import { NbdClient } from '../../nbd/client.ts'
 import { BlockHistory, type Bounds } from '../../cli/soak/block-history.ts'
 import { Workload } from '../../cli/soak/workload.ts'
 import { below, seededRandom, type Random } from '../../core/seeded-random.ts'
+import { imageContent, imageObjection } from './replica-images.ts'
 import { groupState, type ReplicaHost } from './replica-pair.ts'
+import type { Scope } from './scope.ts'
 
 const BLOCK = 4096
 const BLOCKS = 512
@@ -98,6 +99,7 @@ export async function takeCheckpoints(
 
 /** @returns what is wrong with the promoted secondary */
 export async function judge(
+  scope: Scope,
   secondary: ReplicaHost,
   checkpoints: Checkpoints,
   workloads: readonly Workload[],
@@ -121,7 +123,10 @@ export async function judge(
   const exit = await secondary.server.stop()
   if (exit.code !== 0) return `the promoted secondary ended with ${String(exit.code)}`
   for (const [index, name] of Object.keys(DISKS).entries()) {
-    const image = await readFile(secondary.images[name]!)
+    const [path, format] = [secondary.images[name]!, secondary.format]
+    const objection = await imageObjection(path, format)
+    if (objection !== undefined) return `the image of ${name}: ${objection}`
+    const image = await imageContent(scope, path, format)
     if (!image.equals(served[index]!)) return `the image of ${name} is not what was served`
   }
   return undefined

@@ -1,10 +1,10 @@
 /** Two colotap servers that replicate one group of disks, as processes of their own. */
 
-import { mkdir, writeFile } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import path from 'node:path'
 import { serveColotap, type ColotapServer, type ServeOptions } from './colotap.ts'
-import { createEmptyImage } from './images.ts'
 import type { QmpClient } from './qmp.ts'
+import { createReplicaImage, type PairFormats, type ReplicaFormat } from './replica-images.ts'
 import { freePorts, tempDirectory, type Scope } from './scope.ts'
 
 export interface ReplicaHost {
@@ -12,6 +12,7 @@ export interface ReplicaHost {
   readonly qmp: QmpClient
   /** Paths of the images, by disk. */
   readonly images: Readonly<Record<string, string>>
+  readonly format: ReplicaFormat
   /** What a server needs to be started again in its place. */
   readonly place: Pick<ServeOptions, 'exports' | 'directory' | 'within'>
 }
@@ -40,6 +41,8 @@ export interface PairOptions {
   readonly settings?: readonly string[]
   /** Both on loopback unless given. */
   readonly places?: Readonly<Record<'primary' | 'secondary', HostPlace>>
+  /** Raw files unless given. */
+  readonly formats?: PairFormats
 }
 
 /** Starts a pair from equal, empty images and awaits its protection. */
@@ -56,7 +59,13 @@ export async function startPair(scope: Scope, options: PairOptions): Promise<Rep
 /** @param contents of the images, by disk; the others are empty */
 export async function startHost(
   scope: Scope,
-  { mode, disks, settings = [], places = { primary: LOOPBACK, secondary: LOOPBACK } }: PairOptions,
+  {
+    mode,
+    disks,
+    settings = [],
+    formats,
+    places = { primary: LOOPBACK, secondary: LOOPBACK },
+  }: PairOptions,
   parent: string,
   role: 'primary' | 'secondary',
   port: number,
@@ -66,13 +75,12 @@ export async function startHost(
 ): Promise<ReplicaHost> {
   const directory = path.join(parent, role)
   await mkdir(directory)
+  const format = formats?.[role] ?? 'aio'
   const images: Record<string, string> = {}
   const exports: Record<string, string> = {}
   for (const [name, size] of Object.entries(disks)) {
     const image = path.join(directory, `${name}.img`)
-    const content = contents[name]
-    if (content === undefined) await createEmptyImage(image, size)
-    else await writeFile(image, content)
+    await createReplicaImage(scope, image, format, size, contents[name])
     images[name] = image
     const exchange = role === 'primary' ? 'listen' : 'peer'
     const [there, here] = [places.secondary.address, places.primary.address]
@@ -82,20 +90,20 @@ export async function startHost(
       ...(back === undefined ? [] : [`${exchange}=${here}:${back}`]),
       ...settings,
     ].join('&')
-    exports[name] = `${mode}:${there}:${port}?${query}|aio:${image}`
+    exports[name] = `${mode}:${there}:${port}?${query}|${format}:${image}`
   }
   const place = { exports, directory, within: places[role].within }
   const server = await serveColotap(scope, place)
-  return { server, qmp: await server.qmp(), images, place }
+  return { server, qmp: await server.qmp(), images, format, place }
 }
 
 /** Starts a host's server again, after its end, on what it has left. */
 export async function restartHost(
   scope: Scope,
-  { images, place }: ReplicaHost,
+  { images, format, place }: ReplicaHost,
 ): Promise<ReplicaHost> {
   const server = await serveColotap(scope, place)
-  return { server, qmp: await server.qmp(), images, place }
+  return { server, qmp: await server.qmp(), images, format, place }
 }
 
 export interface GroupState {
