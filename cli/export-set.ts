@@ -10,12 +10,18 @@
 import type { ExportSummary } from '../control/command.ts'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
-import type { Driver } from '../drivers/driver.ts'
+import type { Driver, OpenContext } from '../drivers/driver.ts'
+import type { ExportEventSink } from '../drivers/movable/export-event.ts'
+import type { ExportPipeline } from '../drivers/movable/export-pipeline.ts'
 import { openPipeline } from '../drivers/open.ts'
 import type { ReplicationRegistry } from '../drivers/replication-registry.ts'
 import type { Export, ExportTable } from '../nbd/export.ts'
 import type { NbdServer } from '../nbd/server.ts'
 import { exportSettings, type ExportSettings } from './export-settings.ts'
+
+interface ServedExport extends Export {
+  readonly pipeline: ExportPipeline
+}
 
 interface ExportSetOptions {
   readonly drivers: readonly Driver[]
@@ -23,11 +29,12 @@ interface ExportSetOptions {
   readonly registry: ReplicationRegistry
   readonly insecure: boolean
   readonly readOnly: boolean
+  readonly onEvent: ExportEventSink
 }
 
 export class ExportSet implements ExportTable {
   readonly #options: ExportSetOptions
-  readonly #exports = new Map<string, Export>()
+  readonly #exports = new Map<string, ServedExport>()
   /** The change under way, and those that wait for it; never rejects. */
   #changing: Promise<unknown> = Promise.resolve()
   #closed = false
@@ -42,16 +49,17 @@ export class ExportSet implements ExportTable {
     return name === '' && second === undefined ? only : this.#exports.get(name)
   }
 
-  list(): readonly Export[] {
+  list(): readonly ServedExport[] {
     return [...this.#exports.values()]
   }
 
   summaries(clients: NbdServer): readonly ExportSummary[] {
-    return this.list().map(({ name, device }) => ({
+    return this.list().map(({ name, device, pipeline: { status } }) => ({
       name,
       size: device.geometry.size,
       readOnly: device.geometry.readOnly,
       connections: clientsOf(clients, name),
+      ...{ state: status.state, pipeline: status.pipeline, error: status.error },
     }))
   }
 
@@ -143,16 +151,17 @@ export class ExportSet implements ExportTable {
     return change
   }
 
-  async #open({ name, pipeline, description, readOnly }: ExportSettings): Promise<Export> {
-    const { drivers, logger, insecure, registry } = this.#options
-    const device = await openPipeline(pipeline, drivers, {
+  async #open({ name, pipeline, description, readOnly }: ExportSettings): Promise<ServedExport> {
+    const { drivers, logger, insecure, registry, onEvent } = this.#options
+    const context: OpenContext = {
       exportName: name,
       readOnly,
       logger,
       insecure,
       attachReplica: (stage, mode, below) => registry.attach(stage, mode, name, below),
-    })
-    return { name, description, device }
+    }
+    const opened = await openPipeline(pipeline, drivers, context, onEvent)
+    return { name, description, ...opened, hold: opened.pipeline.movable }
   }
 
   /** Closes what was opened in vain. */
@@ -166,7 +175,7 @@ export class ExportSet implements ExportTable {
     await registry.forget()
   }
 
-  #named(name: string): Export {
+  #named(name: string): ServedExport {
     const found = this.#exports.get(name)
     if (found !== undefined) return found
     const names = [...this.#exports.keys()].join(', ')

@@ -9,6 +9,7 @@ import { Fault } from '../core/fault.ts'
 import { checkpoint, events, status } from './ask-server.ts'
 import { add, remove, resize } from './change-exports.ts'
 import { connect, demote, disconnect, promote, resync, set, switchover } from './change-group.ts'
+import { pause, reopen, resume } from './change-pipeline.ts'
 import { closest } from './closest.ts'
 import {
   columns,
@@ -39,6 +40,9 @@ const SUBCOMMANDS: readonly Subcommand[] = [
   add,
   remove,
   resize,
+  pause,
+  resume,
+  reopen,
   events,
   ...IMAGE_SUBCOMMANDS,
   demo,

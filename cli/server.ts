@@ -63,7 +63,11 @@ export class Server implements ControlContext {
       insecure: settings.insecure,
       stateDir: settings.stateDir,
     })
-    this.#exports = new ExportSet({ ...settings, ...options, registry: this.#registry })
+    this.#exports = new ExportSet({
+      ...{ ...settings, ...options },
+      registry: this.#registry,
+      onEvent: this.#events.publish,
+    })
     this.#nbd = new NbdServer({
       exports: this.#exports,
       pool: new BufferPool(POOL),
@@ -127,6 +131,10 @@ export class Server implements ControlContext {
 
   resizeExport(name: string, size: number): Promise<void> {
     return this.#exports.resize(name, size, this.#nbd)
+  }
+
+  pipelines(): ReturnType<ControlContext['pipelines']> {
+    return this.#exports.list().map(({ pipeline }) => pipeline)
   }
 
   changeLogs(): ReturnType<ControlContext['changeLogs']> {

@@ -80,10 +80,12 @@ function diskText({ size, dirtyBytes }: DiskStatus): string {
 }
 
 export function exportsText(exports: readonly ExportSummary[]): string {
-  const rows = exports.map(({ name, size, readOnly, connections }): [string, string] => [
-    name,
-    `${formatSize(size)}${readOnly ? ', read-only' : ''}, ${clients(connections)}`,
-  ])
+  const rows = exports.flatMap(({ name, size, readOnly, connections, ...rest }) => {
+    const { state, pipeline, error } = rest
+    const shown = state === 'serving' ? '' : `, ${state}${error === null ? '' : `: ${error}`}`
+    const what = `${formatSize(size)}${readOnly ? ', read-only' : ''}, ${clients(connections)}${shown}`
+    return [[name, what] as [string, string], ['', pipeline] as [string, string]]
+  })
   return `exports\n${columns(rows)}`
 }
 

@@ -8,6 +8,9 @@
 
 import { Fault } from '../core/fault.ts'
 
+/** The longest time that a timer of Node can wait, in milliseconds. */
+export const LONGEST_MS = 2 ** 31 - 1
+
 interface Described {
   /** For documentation and query-commands. */
   readonly meaning: string

@@ -1,12 +1,13 @@
 /** What a control command is: a name, a schema of its arguments, and what it does with a running server. */
 
 import type { MaybePromise } from '../core/maybe-promise.ts'
+import type { ExportPipeline, PipelineStatus } from '../drivers/movable/export-pipeline.ts'
 import type { ReplicationGroup } from '../replication/group.ts'
 import { check, type ArgumentSchema, type ArgumentValues } from './arguments.ts'
 import type { ExportChanges } from './change-logs.ts'
 
 /** An export as the control plane shows it. */
-export interface ExportSummary {
+export interface ExportSummary extends Omit<PipelineStatus, 'export'> {
   readonly name: string
   /** Bytes. */
   readonly size: number
@@ -22,6 +23,8 @@ export interface NewExport {
   readonly description: string
   readonly readOnly: boolean
 }
+/** The pipeline of an export, to be paused and exchanged. */
+export type ServedPipeline = Pick<ExportPipeline, 'status' | 'pause' | 'resume' | 'reopen'>
 
 /** What commands act on: the server seen from its control plane. */
 export interface ControlContext {
@@ -33,6 +36,7 @@ export interface ControlContext {
   removeExport(name: string, force: boolean): Promise<void>
   /** Changes the size of an export's disk, in bytes. @throws Fault, with the disk as it was */
   resizeExport(name: string, size: number): Promise<void>
+  pipelines(): readonly ServedPipeline[]
   /** The exports whose changes are logged. */
   changeLogs(): readonly ExportChanges[]
   /** Begins an orderly shutdown, as SIGTERM does; returns at once. */

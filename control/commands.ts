@@ -11,6 +11,7 @@
 import { beginBackup, changesOf, endBackup, logsReply } from './change-logs.ts'
 import { define, type Command } from './command.ts'
 import { EXPORT_COMMANDS } from './export-commands.ts'
+import { PIPELINE_COMMANDS } from './pipeline-commands.ts'
 import { REPLICATION_COMMANDS } from './replication-commands.ts'
 import { versionReply } from './version.ts'
 import { xenCheckpoint, xenReplicationStatus, xenSetReplication } from './xen-replication.ts'
@@ -31,6 +32,7 @@ const table: readonly Command[] = [
     run: () => table.map(({ name, description }) => ({ name, description })),
   }),
   ...EXPORT_COMMANDS,
+  ...PIPELINE_COMMANDS,
   ...REPLICATION_COMMANDS,
   define({
     name: 'xen-set-replication',

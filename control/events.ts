@@ -1,15 +1,16 @@
 /**
- * The way of a replication event from its group to the doors: stamped once, so that every door shows the same time,
+ * The way of an event from its group or export to the doors: stamped once, so that every door shows the same time,
  * and handed on at once, so that an event comes before the reply of the command that caused it.
  *
  * Invariants:
- *  - publish() never throws an outside fault back into the group, and never waits.
+ *  - publish() never throws an outside fault back to whom it comes from, and never waits.
  *  - Nothing is stored here. A door that hands events to clients bounds each client's backlog itself.
  */
 
-import type { GroupEvent, GroupEventSink } from '../replication/group.ts'
+import type { ExportEvent } from '../drivers/movable/export-event.ts'
+import type { GroupEvent } from '../replication/group.ts'
 
-export type StampedEvent = GroupEvent & {
+export type StampedEvent = (GroupEvent | ExportEvent) & {
   readonly timestamp: { readonly seconds: number; readonly microseconds: number }
 }
 
@@ -22,7 +23,7 @@ export class EventBus {
     this.#now = now
   }
 
-  readonly publish: GroupEventSink = (event) => {
+  readonly publish = (event: GroupEvent | ExportEvent): void => {
     const stamped: StampedEvent = { ...event, timestamp: timestampOf(this.#now()) }
     for (const subscriber of [...this.#subscribers]) subscriber(stamped)
   }

@@ -9,7 +9,7 @@ const NAME = { type: 'string', meaning: 'the name of the export' } as const
 export const EXPORT_COMMANDS: readonly Command[] = [
   define({
     name: 'query-block-exports',
-    description: 'the exports, with their size and the number of their clients',
+    description: 'the exports, with their size, their clients, and the state of their pipelines',
     arguments: {},
     run: (context) => context.exports().map(exportReply),
   }),

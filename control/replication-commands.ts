@@ -2,12 +2,10 @@
 
 import { TiB } from '../core/units.ts'
 import type { CheckpointResult, GroupStatus } from '../replication/group.ts'
+import { LONGEST_MS } from './arguments.ts'
 import { blktap2Flush } from './blktap2-flush.ts'
 import { define, type Command } from './command.ts'
 import { matchingGroups, oneGroup } from './select-groups.ts'
-
-/** The longest time that a timer of Node can wait, in milliseconds. */
-const LONGEST_MS = 2 ** 31 - 1
 
 const GROUP = {
   type: 'string',

@@ -31,6 +31,8 @@ export interface Driver {
   /** What the target is, for error messages: `path of a file or block device`. */
   readonly target: string
   readonly keys: Readonly<Record<string, SettingDescription>>
+  /** It lives as long as its export: what is below it can be exchanged at run time, itself and what is above cannot. */
+  readonly stays?: true
   /** @throws Fault when the device cannot be opened; then nothing that open() itself acquired stays open. */
   open(stage: Stage, below: BlockDevice | undefined, context: OpenContext): Promise<BlockDevice>
 }

@@ -29,6 +29,7 @@ import { ensure, isPromise, then, type MaybePromise } from '../core/maybe-promis
 import { RangeLock } from '../core/range-lock.ts'
 import { formatSize, MiB } from '../core/units.ts'
 import { BlockEdges } from './block-edges.ts'
+import { RequestGate } from './request-gate.ts'
 
 /** What zeroing sends to a device that cannot zero. */
 const ZEROES = Buffer.from(new SharedArrayBuffer(1 * MiB))
@@ -46,11 +47,8 @@ export class Guard implements BlockDevice {
   #seen: Geometry
   readonly #can: Capabilities
   readonly maps: BlockMaps
-  #inFlight = 0
-  /** Told when the last request in flight ends. */
-  #idle: (() => void) | undefined
-  /** There while the size changes: requests wait for it. */
-  #gate: Promise<void> | undefined
+  /** Shut while the size changes. */
+  readonly #gate = new RequestGate()
   #closed: Promise<void> | undefined
 
   /** @param readOnly refuse changes even where the device below would allow them */
@@ -91,28 +89,31 @@ export class Guard implements BlockDevice {
   }
 
   read(into: Buffer, at: number): MaybePromise<void> {
-    if (this.#gate !== undefined) return this.#gate.then(() => this.read(into, at))
+    if (this.#gate.shut !== undefined) return this.#gate.shut.then(() => this.read(into, at))
     const { size, block } = this.#below.geometry
     this.#admit(at, into.length, size, 'INVALID')
     if (into.length > block.max) throw tooLong(into.length, block.max)
-    if (isAligned(at, into.length, size, block.min)) return this.#track(this.#below.read(into, at))
-    return this.#track(this.#edges.read(into, at))
+    if (isAligned(at, into.length, size, block.min))
+      return this.#gate.track(this.#below.read(into, at))
+    return this.#gate.track(this.#edges.read(into, at))
   }
 
   write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {
-    if (this.#gate !== undefined) return this.#gate.then(() => this.write(from, at, flags))
+    if (this.#gate.shut !== undefined)
+      return this.#gate.shut.then(() => this.write(from, at, flags))
     const { size, block } = this.#below.geometry
     this.#admitChange(at, from.length, size)
     if (from.length > block.max) throw tooLong(from.length, block.max)
     const passed = this.#durability(flags)
-    if (passed === flags) return this.#track(this.#change(from, at, passed, block.min, size))
-    return this.#track(
+    if (passed === flags) return this.#gate.track(this.#change(from, at, passed, block.min, size))
+    return this.#gate.track(
       then(this.#change(from, at, passed, block.min, size), () => this.#below.flush()),
     )
   }
 
   zero(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
-    if (this.#gate !== undefined) return this.#gate.then(() => this.zero(at, length, flags))
+    if (this.#gate.shut !== undefined)
+      return this.#gate.shut.then(() => this.zero(at, length, flags))
     const { size, block } = this.#below.geometry
     this.#admitChange(at, length, size)
     if ((flags & FAST_ZERO) !== 0 && !this.#can.fastZero) {
@@ -126,11 +127,12 @@ export class Guard implements BlockDevice {
       if (isAligned(at, length, size, block.min)) return this.#below.zero(at, length, passed)
       return this.#edges.zero(at, length, passed)
     })
-    return this.#track(passed === flags ? work : then(work, () => this.#below.flush()))
+    return this.#gate.track(passed === flags ? work : then(work, () => this.#below.flush()))
   }
 
   trim(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
-    if (this.#gate !== undefined) return this.#gate.then(() => this.trim(at, length, flags))
+    if (this.#gate.shut !== undefined)
+      return this.#gate.shut.then(() => this.trim(at, length, flags))
     const { size, block } = this.#below.geometry
     // As the NBD protocol has it: what would need space beyond the end is NO_SPACE, a trim there is merely wrong.
     this.#admitChange(at, length, size, 'INVALID')
@@ -143,33 +145,34 @@ export class Guard implements BlockDevice {
     const work = this.#locked(start, end - start, block.min, size, () =>
       this.#below.trim(start, end - start, passed),
     )
-    return this.#track(passed === flags ? work : then(work, () => this.#below.flush()))
+    return this.#gate.track(passed === flags ? work : then(work, () => this.#below.flush()))
   }
 
   flush(): MaybePromise<void> {
-    if (this.#gate !== undefined) return this.#gate.then(() => this.flush())
+    if (this.#gate.shut !== undefined) return this.#gate.shut.then(() => this.flush())
     this.#refuseAfterClose()
     if (!this.#can.flush) throw notDurable()
-    return this.#track(this.#below.flush())
+    return this.#gate.track(this.#below.flush())
   }
 
   status(at: number, length: number): MaybePromise<Extent[]> {
-    if (this.#gate !== undefined) return this.#gate.then(() => this.status(at, length))
+    if (this.#gate.shut !== undefined) return this.#gate.shut.then(() => this.status(at, length))
     const { size, block } = this.#below.geometry
     this.#admit(at, length, size, 'INVALID')
     if (!this.#can.status) return [{ at, length, kind: 'data' }]
-    if (isAligned(at, length, size, block.min)) return this.#track(this.#below.status(at, length))
-    return this.#track(this.#edges.status(at, length))
+    if (isAligned(at, length, size, block.min))
+      return this.#gate.track(this.#below.status(at, length))
+    return this.#gate.track(this.#edges.status(at, length))
   }
 
   cache(at: number, length: number): MaybePromise<void> {
-    if (this.#gate !== undefined) return this.#gate.then(() => this.cache(at, length))
+    if (this.#gate.shut !== undefined) return this.#gate.shut.then(() => this.cache(at, length))
     const { size, block } = this.#below.geometry
     this.#admit(at, length, size, 'INVALID')
     if (!this.#can.cache) throw new Fault('NOT_SUPPORTED', 'this disk has nothing to read ahead of')
     const start = Math.floor(at / block.min) * block.min
     const end = Math.min(Math.ceil((at + length) / block.min) * block.min, size)
-    return this.#track(this.#below.cache?.(start, end - start))
+    return this.#gate.track(this.#below.cache?.(start, end - start))
   }
 
   async resize(size: number): Promise<void> {
@@ -185,7 +188,7 @@ export class Guard implements BlockDevice {
         remedy: 'give a positive whole number of bytes',
       })
     }
-    await this.#closedGate(() => this.#below.resize(size))
+    await this.#gate.alone(() => this.#below.resize(size))
   }
 
   stopWaiting(): void {
@@ -199,44 +202,17 @@ export class Guard implements BlockDevice {
 
   #guarded(map: BlockMap): BlockMap {
     const guarded: BlockMap = (at, length) => {
-      if (this.#gate !== undefined) return this.#gate.then(() => guarded(at, length))
+      if (this.#gate.shut !== undefined) return this.#gate.shut.then(() => guarded(at, length))
       this.#admit(at, length, this.#below.geometry.size, 'INVALID')
-      return this.#track(map(at, length))
+      return this.#gate.track(map(at, length))
     }
     return guarded
   }
 
-  /** Runs `work` while no other request is: later ones wait, so that none runs against a size that it was not checked against. */
-  async #closedGate(work: () => Promise<void>): Promise<void> {
-    while (this.#gate !== undefined) await this.#gate
-    let open: (() => void) | undefined
-    this.#gate = new Promise((resolve) => (open = resolve))
-    try {
-      await this.#drained()
-      await work()
-    } finally {
-      this.#gate = undefined
-      open?.()
-    }
-  }
-
   async #finish(): Promise<void> {
     this.stopWaiting()
-    while (this.#gate !== undefined) await this.#gate
-    await this.#drained()
+    await this.#gate.quiet()
     await this.#below.close()
-  }
-
-  async #drained(): Promise<void> {
-    while (this.#inFlight > 0) {
-      await new Promise<void>((resolve) => {
-        const earlier = this.#idle
-        this.#idle = () => {
-          earlier?.()
-          resolve()
-        }
-      })
-    }
   }
 
   #present(below: Geometry): Geometry {
@@ -334,29 +310,6 @@ export class Guard implements BlockDevice {
 
   #refuseAfterClose(): void {
     if (this.#closed !== undefined) throw new Fault('SHUTDOWN', 'the disk is being closed')
-  }
-
-  #track<T>(result: MaybePromise<T>): MaybePromise<T> {
-    return isPromise(result) ? this.#count(result) : result
-  }
-
-  #count<T>(request: Promise<T>): Promise<T> {
-    this.#inFlight += 1
-    return request.then<T>(this.#leave, this.#leaveFailed)
-  }
-
-  readonly #leave = <T>(value: T): T => {
-    this.#inFlight -= 1
-    if (this.#inFlight > 0 || this.#idle === undefined) return value
-    const told = this.#idle
-    this.#idle = undefined
-    told()
-    return value
-  }
-
-  readonly #leaveFailed = (error: unknown): never => {
-    this.#leave(undefined)
-    throw error
   }
 }
 

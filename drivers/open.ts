@@ -2,43 +2,41 @@
  * Opens the device that a pipeline describes.
  *
  * Invariants:
- *  - Stages open bottom-up. When one fails, what was opened below it is closed before the failure is reported.
  *  - Exactly one guard is on top, whatever the pipeline; closing it closes every stage, top-down.
+ *  - What is below the layers that stay is movable: it can be exchanged while the export is served (movable/).
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
-import { assert } from '../core/assert.ts'
-import type { Driver, OpenContext, Stage } from './driver.ts'
+import { NODE_TIMERS } from '../replication/node-timers.ts'
+import type { Driver, OpenContext } from './driver.ts'
 import { Guard } from './guard.ts'
-import { parsePipeline } from './pipeline.ts'
+import type { ExportEventSink } from './movable/export-event.ts'
+import { ExportPipeline } from './movable/export-pipeline.ts'
+import { openStages } from './open-stages.ts'
+
+export interface OpenPipeline {
+  readonly device: BlockDevice
+  /** What is below the device, to pause and exchange it. */
+  readonly pipeline: ExportPipeline
+}
 
 /** @throws Fault when the text is wrong or a stage cannot be opened; then nothing stays open. */
 export async function openPipeline(
   text: string,
   drivers: readonly Driver[],
   context: OpenContext,
-): Promise<BlockDevice> {
-  const stages = parsePipeline(text, drivers)
-  let device: BlockDevice | undefined
-  for (const stage of stages.toReversed()) device = await openStage(stage, device, drivers, context)
-  assert(device !== undefined, 'a pipeline has a stage')
-  return new Guard(device, context.readOnly)
-}
-
-async function openStage(
-  stage: Stage,
-  below: BlockDevice | undefined,
-  drivers: readonly Driver[],
-  context: OpenContext,
-): Promise<BlockDevice> {
-  const driver = drivers.find(({ name }) => name === stage.driver)
-  assert(driver !== undefined, 'the parser lets only known drivers through')
-  try {
-    return await driver.open(stage, below, context)
-  } catch (error) {
-    await below?.close().catch((second: unknown) => {
-      context.logger.error({ err: second }, 'closing after a failed open failed as well')
-    })
-    throw error
-  }
+  onEvent: ExportEventSink = () => undefined,
+): Promise<OpenPipeline> {
+  const pipeline = await ExportPipeline.open(
+    text,
+    { drivers, context },
+    {
+      timers: NODE_TIMERS,
+      nowMs: () => performance.now(),
+      onEvent,
+    },
+  )
+  const { staying, movable } = pipeline
+  const device = await openStages(staying, movable, { drivers, context })
+  return { device: new Guard(device, context.readOnly), pipeline }
 }

@@ -85,6 +85,7 @@ function replicaDriver(mode: 'colo' | 'remus'): Driver {
     kind: 'layer',
     target: 'HOST:PORT, the peer on a primary, the address to listen on on a secondary',
     keys: KEYS,
+    stays: true,
     open: (stage, below, context) => context.attachReplica(stage, mode, deviceBelow(below)),
   }
 }

@@ -122,8 +122,9 @@ export class Connection implements Receiver {
     }
   }
 
-  /** Memory is held that only the client's own progress can free. */
+  /** Memory is held that only the client's own progress can free. While its export is paused it may not be able to make any. */
   get holdsUpMemory(): boolean {
+    if (this.#chosen?.hold?.held === true) return false
     if (this.claim.held === 0) return false
     return this.#decoder?.midPayload === true || (this.#transmission?.undrained ?? 0) > 0
   }
@@ -147,6 +148,8 @@ export class Connection implements Receiver {
   shutDown(): void {
     if (this.#phase === 'negotiation') return this.destroy()
     this.#transmission?.stop()
+    // What waits to be admitted is refused now.
+    if (this.#stalled) this.#goOn()
     this.#beginEnding()
   }
 
@@ -285,7 +288,8 @@ export class Connection implements Receiver {
   }
 
   #endWhenQuiet(): void {
-    if (this.#transmission?.quiet === true) this.#end()
+    // A request that waits to be admitted was sent before the end.
+    if (this.#transmission?.quiet === true && !this.#stalled) this.#end()
   }
 
   /** Sends what is left and the end; then the client has `lingerMs` to close its side, lest a reset eat the replies. */

@@ -21,12 +21,21 @@ import {
 } from './protocol.ts'
 import type { ReplyFormat } from './reply-format.ts'
 
+/** Says when requests would only wait: then none is taken from the client. */
+export interface Hold {
+  readonly held: boolean
+  /** Runs `told` once, when requests do not wait any more. The same function counts once. */
+  whenLetGo(told: () => void): void
+  forget(told: () => void): void
+}
+
 export interface Export {
   readonly name: string
   /** For people; may be empty. */
   readonly description: string
   /** Behind the guard: any range may be asked for, and a bad one is a Fault. */
   readonly device: BlockDevice
+  readonly hold?: Hold
 }
 
 export interface ExportTable {

@@ -126,6 +126,7 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
   close(): void {
     if (this.#closed) return
     this.#closed = true
+    this.#options.chosen.hold?.forget(this.#options.onProgress)
     const receiving = this.#receiving
     this.#receiving = undefined
     if (receiving?.slot !== undefined) this.#release(receiving.slot)
@@ -138,6 +139,7 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
   }
 
   admit(header: RequestHeader): Verdict {
+    if (this.#heldBack(header)) return WAIT
     if (header.type === NBD_CMD_DISC) return ADMITTED
     const { window, claim, share } = this.#options
     if (this.#inFlight + this.#replies.undrained >= window.requests) return WAIT
@@ -205,6 +207,14 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
     for (const slot of slots) this.#release(slot)
     if (count > 0) this.steps += 1
     if (!this.#closed) this.#options.onProgress()
+  }
+
+  /** While the export is paused a request waits in the socket, where it takes no memory of the server's. */
+  #heldBack({ type }: RequestHeader): boolean {
+    const { hold } = this.#options.chosen
+    if (hold?.held !== true || type === NBD_CMD_DISC || this.#stopping) return false
+    hold.whenLetGo(this.#options.onProgress)
+    return true
   }
 
   /** Why a request must not reach the device; `memory` is what it would need. */

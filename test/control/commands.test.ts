@@ -210,6 +210,7 @@ void t.test('exports are shown in QEMU’s shape with fields of our own', async 
       size: 1 << 30,
       readOnly: false,
       connections: 2,
+      ...{ state: 'serving', pipeline: 'ram:1G', error: null },
     },
   ])
 })

@@ -120,7 +120,13 @@ export function contextOf(
       Promise.resolve(void changes.push(`remove ${name}${force ? ' by force' : ''}`)),
     resizeExport: (name, size) => Promise.resolve(void changes.push(`resize ${name} to ${size}`)),
     groups: () => groups,
-    exports: () => [{ name: 'disk0', size: 1 << 30, readOnly: false, connections: 2 }],
+    exports: () => [
+      {
+        ...{ name: 'disk0', size: 1 << 30, readOnly: false, connections: 2 },
+        ...{ state: 'serving', pipeline: 'ram:1G', error: null },
+      },
+    ],
+    pipelines: () => [],
     changeLogs: () => [],
     quit() {
       this.quits += 1

@@ -41,7 +41,7 @@ const subjects: readonly Subject[] = [
 ]
 
 /** None of them changes what a disk is; each does its work all the same. */
-function layers(folder: string): Promise<BlockDevice> {
+async function layers(folder: string): Promise<BlockDevice> {
   const text = [
     'valve:all?bytes=1T&iops=1000000000',
     'cache:64K?page=4K',
@@ -49,7 +49,7 @@ function layers(folder: string): Promise<BlockDevice> {
     'fault:all?probability=0',
     `ram:${SIZE}`,
   ]
-  return openPipeline(text.join('|'), DRIVERS, openContext())
+  return (await openPipeline(text.join('|'), DRIVERS, openContext())).device
 }
 
 for (const subject of subjects) {

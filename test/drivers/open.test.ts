@@ -49,7 +49,7 @@ function tracing(): { drivers: Driver[]; events: string[] } {
 
 void t.test('stages open bottom-up and close top-down', async (t) => {
   const { drivers, events } = tracing()
-  const disk = await openPipeline('layer:a|layer:b|disk:c', drivers, openContext())
+  const { device: disk } = await openPipeline('layer:a|layer:b|disk:c', drivers, openContext())
   t.ok(disk instanceof Guard)
   await disk.close()
   await disk.close()
@@ -70,7 +70,7 @@ void t.test('a pipeline that is wrong opens nothing', async (t) => {
 })
 
 void t.test('an export that is read-only refuses writes whatever is below', async (t) => {
-  const disk = await openPipeline('ram:1M', [ram], openContext(true))
+  const { device: disk } = await openPipeline('ram:1M', [ram], openContext(true))
   t.throws(() => disk.write(Buffer.alloc(1), 0, 0), { code: 'NOT_PERMITTED' })
   await disk.close()
 })

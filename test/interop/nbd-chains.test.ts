@@ -134,7 +134,7 @@ for (const server of BELOW) {
       const directory = await tempDirectory(t)
       const content = await createSparseImage(path.join(directory, 'disk.img'), 4 * MiB)
       await server.start(t, directory)
-      const disk = await openPipeline(pipelineOf(server, directory), DRIVERS, {
+      const { device: disk } = await openPipeline(pipelineOf(server, directory), DRIVERS, {
         exportName: 'disk',
         readOnly: false,
         logger: SILENT,

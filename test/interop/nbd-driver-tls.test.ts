@@ -17,7 +17,7 @@ import { freePorts, tempDirectory } from '../support/scope.ts'
 const SIZE = 1024 * 1024
 
 async function open(t: Test, pipeline: string): Promise<BlockDevice> {
-  const disk = await openPipeline(pipeline, DRIVERS, {
+  const { device: disk } = await openPipeline(pipeline, DRIVERS, {
     exportName: 'disk',
     readOnly: false,
     logger: SILENT,

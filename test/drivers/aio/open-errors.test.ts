@@ -110,7 +110,7 @@ void t.test('settings that make no sense are refused', async (t) => {
 
 void t.test('an odd size is served to its last byte', async (t) => {
   const path = join(t.testdir({ image: 'x'.repeat(1001) }), 'image')
-  const disk = await openPipeline(`aio:${path}`, [aio], openContext())
+  const { device: disk } = await openPipeline(`aio:${path}`, [aio], openContext())
   t.teardown(() => disk.close())
   t.equal(disk.geometry.size, 1001)
   await disk.write(Buffer.from('yz'), 999, 0)
