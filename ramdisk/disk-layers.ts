@@ -95,6 +95,11 @@ export class DiskLayers {
     return this.#sealed.length + this.#cut.length > 0
   }
 
+  /** Grows whenever the image has taken something. */
+  get progress(): number {
+    return this.#flusher.progress
+  }
+
   /** Bytes of data that the guest here wrote since the last checkpoint. */
   get localBytes(): number {
     return this.#local.bytes

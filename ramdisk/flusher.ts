@@ -72,6 +72,7 @@ export class Flusher {
   /** Where the epoch that is being written goes on. */
   #cursor = 0
   #burst = 0
+  #progress = 0
 
   constructor(target: FlushTarget, lock: RangeLock, options: FlusherOptions) {
     this.#target = target
@@ -79,6 +80,11 @@ export class Flusher {
     this.#options = options
     this.#longest = Math.min(SLAB, options.maxWrite ?? SLAB)
     assert(this.#longest >= 512, 'a device takes a sector in one write')
+  }
+
+  /** Grows with every piece that the device has taken, and with every flush. */
+  get progress(): number {
+    return this.#progress
   }
 
   /** Queues an epoch. It has to stay as it is, but for clear(), until `done` is called. `done` is never called from here. */
@@ -136,6 +142,7 @@ export class Flusher {
       if (this.#closed) return false
       try {
         await this.#target.flush()
+        this.#progress += 1
         return true
       } catch (error) {
         if (error instanceof AssertionFailure) throw error
@@ -176,6 +183,7 @@ export class Flusher {
       for (let run = epoch.next(piece.at, end); run !== undefined;) {
         const request = run.kind === 'data' ? this.#writeData(epoch, run) : this.#writeZeroes(run)
         await request
+        this.#progress += 1
         run = epoch.next(run.at + run.length, end)
       }
       return true

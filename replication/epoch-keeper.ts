@@ -60,6 +60,11 @@ export class EpochKeeper {
     return this.#log.bytes
   }
 
+  /** Grows whenever something of what was given to the log is on disk. */
+  get progress(): number {
+    return this.#log.progress
+  }
+
   get hasRoom(): boolean {
     return this.#log.backlog < MOST_BACKLOG && this.#log.bytes < this.#limit
   }

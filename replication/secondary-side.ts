@@ -368,7 +368,11 @@ export class SecondarySide {
     const { heldLink } = this.#intake
     if (heldLink !== undefined) this.#step({ type: 'heartbeat', link: heldLink, nowMs })
     this.#step({ type: 'tick', nowMs })
-    this.#step({ type: 'held', bytes: this.memory.bytesInUse })
+    this.#step({
+      ...{ type: 'held', nowMs, bytes: this.memory.bytesInUse },
+      held: heldLink !== undefined,
+      progress: this.#disks.reduce((sum, { layers }) => sum + layers.progress, this.#log.progress),
+    })
   }
 
   #handle(link: number, frame: Frame): void {

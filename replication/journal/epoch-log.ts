@@ -12,6 +12,8 @@ export interface EpochLog {
   readonly failure: Fault | undefined
   /** Bytes accepted and not yet written. */
   readonly backlog: number
+  /** Grows whenever something of what was accepted is on disk. */
+  readonly progress: number
   /** Bytes on disk. */
   readonly bytes: number
   restart(): Promise<void>
@@ -37,6 +39,7 @@ export const MEMORY_LOG: EpochLog = {
   durable: false,
   failure: undefined,
   backlog: 0,
+  progress: 0,
   bytes: 0,
   restart: () => Promise.resolve(),
   append: () => undefined,

@@ -123,6 +123,10 @@ export class Journal implements EpochLog {
     return this.#queued - this.#written
   }
 
+  get progress(): number {
+    return this.#written + this.#synced
+  }
+
   get bytes(): number {
     return this.#segments.reduce((sum, { bytes }) => sum + bytes, 0)
   }

@@ -2,6 +2,7 @@
 
 import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupEvent, GroupMode } from '../group.ts'
+import type { CongestionSign } from './congestion.ts'
 import type { Frame } from './frame.ts'
 import type { DiskIdentity, Hello } from './handshake.ts'
 import type { LivenessSettings } from './liveness.ts'
@@ -50,7 +51,11 @@ export type SecondaryInput =
   | { readonly type: 'log-restarted' }
   | { readonly type: 'remembered' }
   | { readonly type: 'remember-failed'; readonly reason: string }
-  | { readonly type: 'held'; readonly bytes: number }
+  | ({
+      readonly type: 'held'
+      /** Of epochs in memory. */
+      readonly bytes: number
+    } & CongestionSign)
   /** There is no room for more of the epoch, and none to be awaited. `localBytes`: what the guests here hold of it. */
   | { readonly type: 'overflow'; readonly localBytes: number }
   | { readonly type: 'link-down'; readonly link: number; readonly reason: string }

@@ -23,6 +23,7 @@ import {
   type Hello,
   type RefusalCode,
 } from './handshake.ts'
+import { Congestion } from './congestion.ts'
 import { Liveness } from './liveness.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { Lineage, ReplicaState } from './replica-state.ts'
@@ -58,9 +59,15 @@ const ALONE = 'active without a secondary'
 /** Shares of the capacity at which the primary is told to checkpoint soon. */
 const PRESSURE_STEPS = [0.5, 0.75, 0.9] as const
 
+/** Data may wait without any progress for so many times the silence that a dead peer is known by. */
+const STUCK_TIMEOUTS = 4
+const STUCK =
+  'the memory of the secondary is full, and neither its images nor its journal take anything'
+
 export class SecondaryMachine {
   readonly #settings: SecondarySettings
   readonly #liveness: Liveness
+  readonly #congestion: Congestion
   #link: Link | undefined
   #role: GroupRole = 'secondary'
   /** As it is remembered; a promote and each commit replace it. */
@@ -86,6 +93,7 @@ export class SecondaryMachine {
   constructor(settings: SecondarySettings) {
     this.#settings = settings
     this.#liveness = new Liveness(settings)
+    this.#congestion = new Congestion(STUCK_TIMEOUTS * settings.timeoutMs)
     this.#state = { ...settings.remembered, role: 'secondary' }
     this.#announced = settings.remembered.checkpoint
     this.#term = settings.remembered.term
@@ -172,7 +180,7 @@ export class SecondaryMachine {
       case 'remember-failed':
         return this.#stayPassive(input.reason)
       case 'held':
-        return this.#measure(input.bytes)
+        return this.#held(input)
       case 'overflow':
         return this.#refuseCurrent(
           'overflow',
@@ -262,6 +270,7 @@ export class SecondaryMachine {
     this.#joins = !verdict.settles
     if (!this.#replicating)
       return { code: 'configuration', reason: 'replication is switched off on the secondary' }
+    if (this.#congestion.stuck) return { code: 'unready', reason: STUCK }
     if (this.#logError !== undefined) {
       this.#out.add({ type: 'restart-log' })
       return { code: 'unready', reason: this.#logError }
@@ -371,6 +380,15 @@ export class SecondaryMachine {
         `no primary is connected (${this.#reason ?? 'waiting for one'})`,
       )
     this.#waiters.wait(request, nowMs + timeoutMs)
+  }
+
+  /** A guest of the primary must not wait for ever for a disk that takes nothing. */
+  #held(input: Extract<SecondaryInput, { type: 'held' }>): void {
+    this.#measure(input.bytes)
+    if (!this.#congestion.look(input)) return
+    const { group } = this.#settings
+    this.#out.event({ event: 'REPLICATION_ERROR', data: { group, error: STUCK } })
+    this.#refuseCurrent('unready', STUCK)
   }
 
   #measure(bytes: number): void {

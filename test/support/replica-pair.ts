@@ -107,24 +107,35 @@ export async function restartHost(
 }
 
 export interface GroupState {
+  readonly group: string
   readonly role: string
   readonly protection: string
   readonly reason: string | null
   readonly checkpoint: number
   readonly durable: boolean
   readonly error: string | null
+  readonly ramdiskBytes: number
 }
 
+/** The state of the only group. */
 export async function groupState(qmp: QmpClient): Promise<GroupState> {
+  return stateOf(qmp, 'test')
+}
+
+export async function stateOf(qmp: QmpClient, name: string): Promise<GroupState> {
   const { groups } = (await qmp.execute('replication-status')) as { groups: GroupState[] }
-  const [group] = groups
-  if (group === undefined) throw new Error('the server has no group')
-  return group
+  const found = groups.find(({ group }) => group === name)
+  if (found === undefined) throw new Error(`the server has no group ${name}`)
+  return found
 }
 
 /** Resolves when the group's protection is `wanted`, now or by an event. */
-export async function protection(qmp: QmpClient, wanted: string): Promise<void> {
-  await until(qmp, async () => (await groupState(qmp)).protection === wanted)
+export function protection(qmp: QmpClient, wanted: string): Promise<void> {
+  return protectionOf(qmp, 'test', wanted)
+}
+
+export async function protectionOf(qmp: QmpClient, group: string, wanted: string): Promise<void> {
+  await until(qmp, async () => (await stateOf(qmp, group)).protection === wanted)
 }
 
 /** Resolves when this side knows that the link is gone. */
@@ -133,7 +144,7 @@ export async function linkLost(qmp: QmpClient): Promise<void> {
 }
 
 /** Asks again after each event, so nothing that happens between question and wait is missed. */
-async function until(qmp: QmpClient, holds: () => Promise<boolean>): Promise<void> {
+export async function until(qmp: QmpClient, holds: () => Promise<boolean>): Promise<void> {
   for (;;) {
     const seen = qmp.events.length
     if (await holds()) return

@@ -2,6 +2,7 @@
 
 import type { Test } from 'tap'
 
+import type { CongestionSign } from '../../../replication/machine/congestion.ts'
 import type { Hello } from '../../../replication/machine/handshake.ts'
 import { FRESH, type ReplicaState } from '../../../replication/machine/replica-state.ts'
 import type { SecondaryEffect, SecondaryInput } from '../../../replication/machine/secondary-io.ts'
@@ -141,7 +142,10 @@ export const promote = (request: number, force = false): SecondaryInput => ({
 })
 export const tick = (nowMs: number): SecondaryInput => ({ type: 'tick', nowMs })
 export const down = (link: number): SecondaryInput => ({ type: 'link-down', link, reason: 'cut' })
-export const held = (bytes: number): SecondaryInput => ({ type: 'held', bytes })
+export const held = (bytes: number, waiting?: Partial<CongestionSign>): SecondaryInput => ({
+  ...{ type: 'held', bytes, nowMs: 0, held: false, progress: 0 },
+  ...waiting,
+})
 export const synced = (link = 1): SecondaryInput => ({ type: 'synced', link, nowMs: 0 })
 export const REMEMBERED: SecondaryInput = { type: 'remembered' }
 

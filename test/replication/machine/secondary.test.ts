@@ -19,6 +19,9 @@ import {
   type Step,
 } from './secondary-stories.ts'
 
+const STUCK =
+  'the memory of the secondary is full, and neither its images nor its journal take anything'
+
 const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
   [
     'done is sent when the epoch is committed, not before',
@@ -187,6 +190,28 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [marker(1), ['commit 1 as secondary of g1 at 1 in term 1']],
       [committed(1), ['1: send done 1', 'CHECKPOINT 1']],
       [held(750), ['1: send pressure 750 of 1000', 'PRESSURE 750 of 1000']],
+    ],
+  ],
+  [
+    'a secondary whose disks take nothing lets its primary go, until they do',
+    [
+      ...CONNECTED,
+      [held(0, { held: true, nowMs: 0 }), []],
+      [held(0, { held: true, nowMs: 1999 }), []],
+      [
+        held(0, { held: true, nowMs: 2000 }),
+        [
+          `ERROR ${STUCK}`,
+          `1: send refuse unready in term 1: ${STUCK}`,
+          `1: close: ${STUCK}`,
+          'discard',
+          `LINK down: ${STUCK}`,
+          `PROTECTION unprotected: ${STUCK}`,
+        ],
+      ],
+      [hello(2), [`2: send refuse unready in term 1: ${STUCK}`, `2: close: ${STUCK}`]],
+      [held(0, { nowMs: 3000, progress: 1 }), []],
+      [hello(3), greeting(3)],
     ],
   ],
   [
