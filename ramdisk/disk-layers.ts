@@ -22,7 +22,7 @@ import { assert } from '../core/assert.ts'
 import { NO_HOLE, type BlockDevice, type RequestFlags } from '../core/block-device.ts'
 import type { Timers } from '../core/clock.ts'
 import { Fault } from '../core/fault.ts'
-import { ensure, then, type MaybePromise } from '../core/maybe-promise.ts'
+import { ensure, isPromise, then, type MaybePromise } from '../core/maybe-promise.ts'
 import { RangeLock } from '../core/range-lock.ts'
 import { Epoch } from './epoch.ts'
 import { Flusher } from './flusher.ts'
@@ -277,10 +277,24 @@ export class DiskLayers {
     const locked = this.#lock.acquire(at, length)
     return then(locked, (ticket) =>
       ensure(
-        () => then(change(), () => this.#forget(at, length)),
+        () => then(this.#tried(change), () => this.#forget(at, length)),
         () => this.#lock.release(ticket),
       ),
     )
+  }
+
+  /** Where a change fails the layers keep what they hold, and the image may have lost it although it was flushed there. */
+  #tried(change: () => MaybePromise<void>): MaybePromise<void> {
+    const failed = (error: unknown): never => {
+      this.#flusher.rewrite()
+      throw error
+    }
+    try {
+      const result = change()
+      return isPromise(result) ? result.catch(failed) : result
+    } catch (error) {
+      return failed(error)
+    }
   }
 
   #forget(at: number, length: number): void {

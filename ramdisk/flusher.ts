@@ -8,7 +8,7 @@
  *    takes the same lock, and has the epoch forget the range before giving the lock back.
  *  - At most `inFlight` requests are under way, and the event loop gets its turn between them.
  *  - A fault is reported and the same piece tried again later, for as long as it takes. After a failed flush the
- *    whole epoch is written again, since the device may have dropped any of it.
+ *    whole epoch is written again, since the device may have dropped any of it; and so it is after rewrite().
  *  - What is flushed is never lost by a fault, and no fault ends the flusher. Only close() does.
  */
 
@@ -71,6 +71,8 @@ export class Flusher {
   #closed = false
   /** Where the epoch that is being written goes on. */
   #cursor = 0
+  /** What was written of that epoch may not be there any more. */
+  #spoiled = false
   #burst = 0
   #progress = 0
 
@@ -92,6 +94,11 @@ export class Flusher {
     assert(!this.#closed, 'a closed flusher takes no epochs')
     this.#queue.push({ epoch, done })
     this.#running ??= this.#run()
+  }
+
+  /** Somebody else's write to the device has failed: in its place there may be anything, also where an epoch was written. */
+  rewrite(): void {
+    this.#spoiled = true
   }
 
   /** Resolves when every epoch is done. @throws Fault SHUTDOWN when close() comes first */
@@ -135,6 +142,7 @@ export class Flusher {
     for (;;) {
       if (epoch.isEmpty) return !this.#closed
       this.#cursor = 0
+      this.#spoiled = false
       const writers: Promise<void>[] = []
       for (let count = this.#options.inFlight ?? 2; count > 0; count -= 1)
         writers.push(this.#writePieces(epoch))
@@ -143,7 +151,7 @@ export class Flusher {
       try {
         await this.#target.flush()
         this.#progress += 1
-        return true
+        if (!this.#isSpoiled()) return true
       } catch (error) {
         if (error instanceof AssertionFailure) throw error
         const fault = asFault(error, 'IO', 'flushing an epoch to the image failed')
@@ -153,6 +161,10 @@ export class Flusher {
         delay = Math.min(delay * 2, LAST_RETRY)
       }
     }
+  }
+
+  #isSpoiled(): boolean {
+    return this.#spoiled
   }
 
   /** Writes pieces of `epoch` one after the other until there is none that nobody writes. */

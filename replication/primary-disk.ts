@@ -213,15 +213,10 @@ export class PrimaryDisk implements BlockDevice {
       this.#lock.release(ticket)
       return this.#acknowledged()
     }
-    return new Promise((resolve, reject) => {
-      forward(() => {
-        // The link may be gone by now, and with it the permission to acknowledge.
-        const thawed = this.#group.thawed()
-        if (isPromise(thawed)) thawed.then(resolve, reject)
-        else resolve()
-      })
-      this.#lock.release(ticket)
-    })
+    const handed = new Promise<void>(forward)
+    this.#lock.release(ticket)
+    // The link may be gone by then, and with it the permission to acknowledge.
+    return handed.then(() => this.#acknowledged())
   }
 
   #acknowledged(): MaybePromise<void> {

@@ -431,6 +431,38 @@ void t.test(
 )
 
 void t.test(
+  'a write that fails after failover leaves in the image what reads have found since',
+  async (t) => {
+    const { layers, read, image } = open()
+    layers.receiveWrite(tagged(1, 4 * SECTOR), 0)
+    layers.cut()
+    layers.seal(1)
+    layers.activate()
+    const flush = image.flush.bind(image)
+    const flushing = new Promise<void>((begun) => {
+      image.flush = () => {
+        begun()
+        image.flush = flush
+        return flush()
+      }
+    })
+    await runUntil(flushing, image)
+    t.same(tagsOf(image.content.subarray(0, SECTOR)), [1], 'the epoch is written already')
+    const write = image.write.bind(image)
+    image.write = (from, at) => {
+      from.copy(image.content, at, 0, SECTOR)
+      image.write = write
+      throw new Fault('IO', 'the disk has written a part')
+    }
+    await t.rejects(async () => layers.localWrite(tagged(2, 2 * SECTOR), 0), { code: 'IO' })
+    t.same(await read(0, 2 * SECTOR), [1, 1], 'the layers hold what was committed')
+    await runUntil(layers.idle(), image)
+    t.same(await read(0, 2 * SECTOR), [1, 1], 'and so does the image when they are gone')
+    await layers.close()
+  },
+)
+
+void t.test(
   'a flush that failed behind the guest is an error of the next flush of the guest',
   async (t) => {
     const { layers, image, timers, faults } = open()

@@ -30,6 +30,8 @@ export interface BatchOptions {
   readonly jobs: number
   /** No run begins later than so many milliseconds after the start. */
   readonly budgetMs?: number
+  /** Failures after which a thread goes on no more; none is too many unless told. */
+  readonly mostFailures?: number
   /** Called after some of the runs. */
   readonly progress?: (runs: number, failures: number) => void
 }
@@ -49,14 +51,16 @@ interface Orders {
   readonly firstSeed: number
   readonly count: number
   readonly budgetMs: number
+  readonly mostFailures: number
   /** How many of the seeds somebody has taken: one number. */
   readonly taken: SharedArrayBuffer
 }
 
 /** On `jobs` threads; with none, on the caller's. */
 export async function simulateBatch(options: BatchOptions): Promise<BatchResult> {
-  const { jobs, firstSeed, count, budgetMs = Number.MAX_SAFE_INTEGER } = options
-  const orders: Orders = { firstSeed, count, budgetMs, taken: new SharedArrayBuffer(4) }
+  const { jobs, firstSeed, count, budgetMs = Infinity, mostFailures = Infinity } = options
+  const taken = new SharedArrayBuffer(4)
+  const orders: Orders = { firstSeed, count, budgetMs, mostFailures, taken }
   const total = nothing()
   const take = (part: BatchResult): void => {
     add(total, part)
@@ -81,13 +85,13 @@ function work(orders: Orders, take: (part: BatchResult) => void): Promise<void> 
 }
 
 async function runOrders(orders: Orders, report: (part: BatchResult) => void): Promise<void> {
-  const { firstSeed, count, budgetMs } = orders
+  const { firstSeed, count, budgetMs, mostFailures } = orders
   const taken = new Int32Array(orders.taken)
   const startedMs = performance.now()
   let part = nothing()
-  let stories = 0
+  let failures = 0
   for (;;) {
-    if (performance.now() - startedMs > budgetMs) break
+    if (performance.now() - startedMs > budgetMs || failures >= mostFailures) break
     const index = Atomics.add(taken, 0, 1)
     if (index >= count) break
     const seed = firstSeed + index
@@ -96,8 +100,8 @@ async function runOrders(orders: Orders, report: (part: BatchResult) => void): P
       const { commits, events, acknowledged } = await simulate(seed)
       add(part, { runs: 0, failures: [], commits, events, acknowledged })
     } catch (error) {
-      stories += 1
-      part.failures.push(await failureOf(seed, error, stories <= MOST_STORIES))
+      failures += 1
+      part.failures.push(await failureOf(seed, error, failures <= MOST_STORIES))
     }
     if (part.runs < REPORT && part.failures.length === 0) continue
     report(part)

@@ -228,7 +228,8 @@ class Run {
       promoted = await this.#toolstack.promote(force)
     }
     // A link that is not read for want of memory tells nothing of a peer's death; the operator knows of it.
-    if (!promoted && !this.#world.primary.life.alive) promoted = await this.#toolstack.promote(true)
+    const starves = this.#hasSmallMemory() || !this.#world.primary.life.alive
+    if (!promoted && starves) promoted = await this.#toolstack.promote(true)
     expect(promoted, `8, 9: a promote works: ${secondary.group.status().reason}`)
   }
 
@@ -350,8 +351,12 @@ class Run {
   /** A memory that the guest's own writes can fill leaves no room for the primary's, until it is promoted. */
   #mayOverflow(): boolean {
     const { plan } = this.#world
-    const small = plan.memory <= (2 * plan.disks.length + 1) * 256 * 1024
-    return this.#oracle.overflows > 0 && (small || plan.journalBytes < 1 << 20)
+    return this.#oracle.overflows > 0 && (this.#hasSmallMemory() || plan.journalBytes < 1 << 20)
+  }
+
+  #hasSmallMemory(): boolean {
+    const { memory, disks } = this.#world.plan
+    return memory <= (2 * disks.length + 1) * 256 * 1024
   }
 
   #stopGuests(): void {

@@ -15,11 +15,13 @@ import { simulate } from './run.ts'
 const SECONDS = Number(process.env['SIMULATION_SECONDS'] ?? 5)
 const FRESH = Number(process.env['SIMULATION_SEED'] ?? Math.floor(Math.random() * 2 ** 31))
 const ALWAYS = 100
+/** Failures of which a batch tells. */
+const MOST_FAILURES = 3
 /** The seeds whose runs are made twice. */
 const REPEATED = 5
 
 async function batch(t: Test, options: Omit<BatchOptions, 'jobs'>): Promise<BatchResult> {
-  const result = await simulateBatch({ ...options, jobs: 0 })
+  const result = await simulateBatch({ ...options, jobs: 0, mostFailures: MOST_FAILURES })
   for (const { seed, reason, story } of result.failures)
     t.fail(`seed ${seed}: ${reason}`, { story: story.join('\n') })
   return result
@@ -43,7 +45,7 @@ void t.test('every promise is kept in runs that nobody has seen before', async (
   t.comment(
     `seeds ${FRESH} to ${FRESH + result.runs - 1}: ${(result.runs / seconds).toFixed(1)} a second`,
   )
-  t.ok(result.runs > 0, 'there were some')
+  t.ok(result.runs > 0 || SECONDS === 0, 'there were some')
 })
 
 void t.test('the same seed goes the same way, watched or not', async (t) => {

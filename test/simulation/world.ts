@@ -68,6 +68,7 @@ export class World {
   readonly #regions: Readonly<Record<Host, RegionDisk>>
   readonly #buffers = new SectorBuffers()
   #tag = 1000
+  readonly #started = new Set<Host>()
   #ids = 0
   #lives = 0
 
@@ -116,7 +117,7 @@ export class World {
     const other = host === 'A' ? 'B' : 'A'
     const images = this.#imagesOf(contents, life, role)
     const group = new ReplicaGroup(
-      this.#settings(role, other),
+      { ...this.#settings(role, other), identical: this.#mayClaim(host) },
       this.#environment(host, life, (event) => {
         if (event.event === 'REPLICATION_LINK' && event.data.up) side.met = true
         if (side === this.secondary) this.#observer.secondaryEvent(event)
@@ -165,6 +166,14 @@ export class World {
     this.journals[side.host].crash()
     this.#regions[side.host].crash()
     for (const image of side.images) image.crash()
+  }
+
+  /** With what lived in memory goes the right to say that both sides begin alike: then only the first process does. */
+  #mayClaim(host: Host): boolean {
+    const { identical, durability } = this.plan
+    const first = !this.#started.has(host)
+    this.#started.add(host)
+    return identical && (first || durability === 'journal')
   }
 
   #newLife(name: string): Life {

@@ -1,0 +1,83 @@
+/** When a write of a primary's disk is acknowledged. */
+
+import t from 'tap'
+
+import type { Link } from '../../replication/environment.ts'
+import type { PrimaryMachine } from '../../replication/machine/primary.ts'
+import { PrimaryDisk, type PrimaryContext } from '../../replication/primary-disk.ts'
+import { MemoryDevice } from '../nbd/memory-device.ts'
+
+/** A disk whose link takes a write and says so when it is told to, and whose group freezes. */
+function open(): {
+  disk: PrimaryDisk
+  group: { deposed: boolean; frozen: boolean }
+  handed: () => void
+  thaw: () => void
+} {
+  const group = { deposed: false, frozen: false }
+  let handed: (() => void) | undefined
+  let thaw: (() => void) | undefined
+  const machine = {
+    writing: () => undefined,
+    written: () => true,
+    get writeObjection() {
+      return group.deposed ? 'this copy was deposed' : undefined
+    },
+  }
+  const link = { sendData: (_: unknown, done: () => void) => (handed = done) }
+  const context: PrimaryContext = {
+    machine: machine as unknown as PrimaryMachine,
+    link: link as unknown as Link,
+    diskFailed: () => undefined,
+    ready: () => undefined,
+    thawed: () =>
+      group.frozen
+        ? new Promise((resolve) => {
+            thaw = resolve
+          })
+        : undefined,
+  }
+  const disk = new PrimaryDisk('disk', new MemoryDevice(8192), context, 0)
+  return { disk, group, handed: () => handed?.(), thaw: () => thaw?.() }
+}
+
+const turn = (): Promise<void> => new Promise(setImmediate)
+
+void t.test('a forwarded write is acknowledged when the kernel has it', async (t) => {
+  const { disk, handed } = open()
+  let done = false
+  const write = Promise.resolve(disk.write(Buffer.alloc(512), 0, 0)).then(() => (done = true))
+  await turn()
+  t.equal(done, false)
+  handed()
+  await write
+})
+
+void t.test('what was forwarded before the pair froze is acknowledged when it thaws', async (t) => {
+  const { disk, group, handed, thaw } = open()
+  let done = false
+  const write = Promise.resolve(disk.write(Buffer.alloc(512), 0, 0)).then(() => (done = true))
+  group.frozen = true
+  handed()
+  await turn()
+  t.equal(done, false)
+  group.frozen = false
+  thaw()
+  await write
+})
+
+void t.test(
+  'what was forwarded before the pair froze is refused when this side is deposed meanwhile',
+  async (t) => {
+    const { disk, group, handed, thaw } = open()
+    const write = Promise.resolve(disk.write(Buffer.alloc(512), 0, 0))
+    const refused = t.rejects(write, { code: 'NOT_PERMITTED', message: /deposed/ })
+    group.frozen = true
+    handed()
+    await turn()
+    group.deposed = true
+    group.frozen = false
+    thaw()
+    await refused
+  },
+)
