@@ -90,7 +90,8 @@ export async function asking(
   }
 }
 
-function controlOf(given: Given, terminal: Terminal): string {
+/** The path of the server's control socket. */
+export function controlOf(given: Given, terminal: Terminal): string {
   return given.value('control') ?? defaultControlPath(terminal)
 }
 

@@ -77,8 +77,8 @@ export const disconnect = changing('disconnect', 'end the link of a group', {}, 
 export const resync = changing(
   'resync',
   'copy the disks of a primary to its secondary as a whole again',
-  {},
-  () => ({}),
+  { checksums: { meaning: 'compare first, and send only what differs' } },
+  (given) => (given.has('checksums') ? { checksums: true } : {}),
 )
 
 export const set: Subcommand = changing(

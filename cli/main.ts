@@ -24,6 +24,7 @@ import { IMAGE_SUBCOMMANDS } from './image/subcommands.ts'
 import { progressLine } from './progress.ts'
 import { serve } from './serve.ts'
 import { soak } from './soak.ts'
+import { verify } from './verify.ts'
 import { version } from './version.ts'
 
 const SUBCOMMANDS: readonly Subcommand[] = [
@@ -36,6 +37,7 @@ const SUBCOMMANDS: readonly Subcommand[] = [
   connect,
   disconnect,
   resync,
+  verify,
   set,
   add,
   remove,

@@ -36,6 +36,7 @@ export function groupText(status: GroupStatus): string {
     ...timesOf(status),
     ['peer', peer ?? 'none connected'],
     ...resyncOf(status),
+    ...verifyOf(status),
     ...(status.ramdiskBytes > 0
       ? [['held', `${formatSize(status.ramdiskBytes)} of epochs in memory`] as [string, string]]
       : []),
@@ -62,15 +63,33 @@ function timesOf({ checkpoints }: GroupStatus): [string, string][] {
 
 function resyncOf({ resync }: GroupStatus): [string, string][] {
   if (resync === null) return []
-  const { sentBytes, totalBytes, bytesPerSecond, secondsLeft } = resync
-  const share = Math.floor((100 * sentBytes) / totalBytes)
+  const { sentBytes, totalBytes, checkedBytes, movedBytes } = resync
+  const compared =
+    checkedBytes === 0
+      ? ''
+      : `; ${formatSize(checkedBytes)} compared, ${formatSize(movedBytes)} of data moved`
+  return [['resync', `${shareText(sentBytes, totalBytes, resync)}${compared}`]]
+}
+
+interface Speed {
+  readonly bytesPerSecond: number
+  readonly secondsLeft: number | null
+}
+
+function shareText(done: number, total: number, { bytesPerSecond, secondsLeft }: Speed): string {
+  const share = total === 0 ? 100 : Math.floor((100 * done) / total)
   const left = secondsLeft === null ? '' : `, about ${secondsLeft} s left`
-  return [
-    [
-      'resync',
-      `${share} %: ${formatSize(sentBytes)} of ${formatSize(totalBytes)} at ${formatSize(bytesPerSecond)}/s${left}`,
-    ],
-  ]
+  return `${share} %: ${formatSize(done)} of ${formatSize(total)} at ${formatSize(bytesPerSecond)}/s${left}`
+}
+
+function verifyOf({ verify }: GroupStatus): [string, string][] {
+  if (verify === null) return []
+  const { state, reason, checkedBytes, totalBytes, differentBytes } = verify
+  const found = differentBytes === 0 ? 'no difference' : `${formatSize(differentBytes)} differ`
+  if (state === 'running')
+    return [['verify', `${shareText(checkedBytes, totalBytes, verify)}; ${found} so far`]]
+  if (state === 'unfinished') return [['verify', `unfinished (${reason ?? ''}): ${found} so far`]]
+  return [['verify', `${formatSize(totalBytes)} compared: ${found}`]]
 }
 
 function diskText({ size, dirtyBytes }: DiskStatus): string {

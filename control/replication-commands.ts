@@ -1,5 +1,6 @@
 /** The commands on replication groups. */
 
+import { Fault } from '../core/fault.ts'
 import { TiB } from '../core/units.ts'
 import type { CheckpointResult, GroupStatus } from '../replication/group.ts'
 import { LONGEST_MS } from './arguments.ts'
@@ -111,8 +112,36 @@ export const REPLICATION_COMMANDS: readonly Command[] = [
   define({
     name: 'replication-resync',
     description: 'copies the disks of a primary to its secondary as a whole again',
-    arguments: { group: GROUP },
-    run: (context, { group }): Promise<GroupStatus> => oneGroup(context.groups(), group).resync(),
+    arguments: {
+      group: GROUP,
+      checksums: {
+        type: 'boolean',
+        optional: true,
+        meaning: 'compare first, and send only what differs',
+      },
+    },
+    run: (context, { group, checksums }): Promise<GroupStatus> =>
+      oneGroup(context.groups(), group).resync(checksums ?? false),
+  }),
+  define({
+    name: 'replication-verify',
+    description:
+      'begins to compare the disks of a primary with what its secondary holds, beside the guest',
+    arguments: {
+      group: GROUP,
+      repair: {
+        type: 'boolean',
+        optional: true,
+        meaning: 'send again what differs, once everything was compared',
+      },
+      cancel: { type: 'boolean', optional: true, meaning: 'end the one under way instead' },
+    },
+    run: (context, { group, repair, cancel }): GroupStatus => {
+      if (repair === true && cancel === true)
+        throw new Fault('INVALID', 'Parameters repair and cancel exclude each other')
+      const wish = cancel === true ? 'cancel' : repair === true ? 'repair' : 'compare'
+      return oneGroup(context.groups(), group).verify(wish)
+    },
   }),
   define({
     name: 'replication-set',

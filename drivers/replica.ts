@@ -23,6 +23,10 @@ const KEYS = {
     meaning: 'whether a new secondary gets a copy, or holds the same content already',
     values: 'copy|identical',
   },
+  resync: {
+    meaning: 'whether a resync sends all that may differ, or asks first, and sends what does',
+    values: 'copy|checksums',
+  },
   'on-link-loss': {
     meaning: 'whether a primary goes on without its secondary, or lets its guest wait',
     values: 'continue|freeze',

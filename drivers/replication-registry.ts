@@ -13,6 +13,7 @@ import type { BlockDevice } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { GiB, MiB, SECTOR, TiB } from '../core/units.ts'
+import { MOST_COMPARED } from '../replication/comparison/comparison.ts'
 import { Blktap2Listener } from '../replication/blktap2/listener.ts'
 import { blktap2Dial } from '../replication/blktap2/primary-link.ts'
 import { dialTo } from '../replication/dial.ts'
@@ -403,6 +404,8 @@ function settingsOf(stage: Stage, mode: GroupMode): Terms['settings'] {
     intervalMs: integerSetting(stage, 'interval', { least: 0, most: 3_600_000 }, 0),
     fence: stage.settings.get('fence') ?? null,
     partBytes: 64 * MiB,
+    compareBytes: MOST_COMPARED,
+    comparesFirst: choiceSetting(stage, 'resync', ['copy', 'checksums'], 'copy') === 'checksums',
     resyncRate: sizeSetting(stage, 'resync-rate', { least: 0, most: 1 * TiB }, 0),
   }
 }

@@ -9,6 +9,7 @@
  *
  * Invariants:
  *  - A read sees local over sealed (newest first) over image, each sector for itself, and never pending or cut.
+ *  - readReceived() sees pending over cut over sealed over image, as they are at the instant of the call, and never local.
  *  - Until activate() only the flusher writes to the image.
  *  - cut(), seal(), activate(), discardPending() and discardCut() take effect at once, for every request that comes after: no request is
  *    ever refused or held up because of them, and none takes time in proportion to the data held.
@@ -26,7 +27,7 @@ import { ensure, isPromise, then, type MaybePromise } from '../core/maybe-promis
 import { RangeLock } from '../core/range-lock.ts'
 import { Epoch } from './epoch.ts'
 import { Flusher } from './flusher.ts'
-import { readThrough } from './overlay.ts'
+import { readGaps, readThrough, takeHeld } from './overlay.ts'
 import type { PageMemory } from './page-memory.ts'
 
 export interface DiskLayersOptions {
@@ -200,6 +201,30 @@ export class DiskLayers {
     return readThrough(this.#image, this.#readable, into, at)
   }
 
+  /**
+   * Fills `into` from what the disk would hold at `at` if all that was received were committed at this instant, whatever is
+   * received, committed and flushed before it resolves.
+   */
+  readReceived(into: Buffer, at: number): MaybePromise<void> {
+    this.#expect('following')
+    const gaps = takeHeld([...this.#sealed, ...this.#cut, this.#pending], into, at)
+    const [first, last] = [gaps[0], gaps.at(-1)]
+    if (first === undefined || last === undefined) return
+    // What the flusher writes now is in none of the gaps. What is newer than this instant comes after this read: the lock is fair.
+    const locked = this.#lock.acquire(first.at, last.end - first.at)
+    return then(locked, (ticket) =>
+      ensure(
+        () => readGaps(this.#image, gaps, into, at),
+        () => this.#lock.release(ticket),
+      ),
+    )
+  }
+
+  /** Makes durable what the image holds; resolves then. */
+  flushImage(): MaybePromise<void> {
+    return this.#image.flush()
+  }
+
   /** A write of the guest here. Before activate() it lives in memory only. @throws Fault NO_MEMORY then. */
   localWrite(from: Buffer, at: number, flags: RequestFlags = 0): MaybePromise<void> {
     this.#expectOpen()
@@ -229,8 +254,8 @@ export class DiskLayers {
   flush(): MaybePromise<void> {
     this.#expectOpen()
     if (this.#role === 'following') return
-    if (this.#sealed.length === 0) return this.#flushImage()
-    return this.#flusher.idle().then(() => this.#flushImage())
+    if (this.#sealed.length === 0) return this.#flushActive()
+    return this.#flusher.idle().then(() => this.#flushActive())
   }
 
   /** Resolves when no epoch waits for the image. @throws Fault SHUTDOWN when close() comes first */
@@ -263,7 +288,7 @@ export class DiskLayers {
     })
   }
 
-  #flushImage(): MaybePromise<void> {
+  #flushActive(): MaybePromise<void> {
     const fault = this.#unreported
     this.#unreported = undefined
     if (fault !== undefined) throw fault

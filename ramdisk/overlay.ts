@@ -9,6 +9,9 @@
  *    may return either.
  * Reading all of the image first and overlaying the layers then would be wrong: a write that goes through to the
  * image meanwhile makes the layers forget a sector of which the read has already taken the image's older content.
+ *
+ * readGaps() alone may also come later, for a reader who wants the content of the very instant of takeHeld() and keeps
+ * others from writing to the gaps of the image until then.
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
@@ -28,20 +31,32 @@ export function readThrough(
   into: Buffer,
   at: number,
 ): MaybePromise<void> {
-  const end = at + into.length
-  const first = nextGap(layersOldestFirst, at, end)
-  if (first.at === at && first.end === end) return image.read(into, at)
-  for (const layer of layersOldestFirst) layer.overlay(into, at)
-  if (first.at === end) return
-  // Found now, not between reads: what is a gap is decided when the read begins, like what is not.
-  const gaps: Gap[] = []
-  for (let gap = first; gap.at < end; gap = nextGap(layersOldestFirst, gap.end, end)) gaps.push(gap)
-  return readGaps(image, gaps, into, at)
+  const first = nextGap(layersOldestFirst, at, at + into.length)
+  if (first.at === at && first.end === at + into.length) return image.read(into, at)
+  return readGaps(image, takeHeld(layersOldestFirst, into, at, first), into, at)
 }
 
-interface Gap {
+/** A run of sectors that no layer holds. */
+export interface Gap {
   readonly at: number
   readonly end: number
+}
+
+/**
+ * Fills the held sectors of `into`.
+ * @returns the gaps, found now, not between reads: what is a gap is decided when the read begins, like what is not
+ */
+export function takeHeld(
+  layersOldestFirst: readonly Epoch[],
+  into: Buffer,
+  at: number,
+  first = nextGap(layersOldestFirst, at, at + into.length),
+): readonly Gap[] {
+  const end = at + into.length
+  for (const layer of layersOldestFirst) layer.overlay(into, at)
+  const gaps: Gap[] = []
+  for (let gap = first; gap.at < end; gap = nextGap(layersOldestFirst, gap.end, end)) gaps.push(gap)
+  return gaps
 }
 
 /** The first run of sectors in [from, end) that no layer holds; empty and at `end` where there is none. */
@@ -61,7 +76,8 @@ function nextGap(layers: readonly Epoch[], from: number, end: number): Gap {
   return { at: end, end }
 }
 
-function readGaps(
+/** Fills the gaps of `into` from the image. */
+export function readGaps(
   image: ReadTarget,
   gaps: readonly Gap[],
   into: Buffer,

@@ -45,11 +45,43 @@ export interface CheckpointStatistics {
 
 /** How far a copy to the secondary is. */
 export interface ResyncProgress {
+  /** Of `totalBytes`: sent, or found to be equal. */
   readonly sentBytes: number
   readonly totalBytes: number
   readonly bytesPerSecond: number
   /** Null while it cannot be estimated. */
   readonly secondsLeft: number | null
+  /** Bytes that were compared before they were sent, if they were. */
+  readonly checkedBytes: number
+  /** Bytes of data that went over the link; runs of zeroes take none. */
+  readonly movedBytes: number
+}
+
+/** A range of a disk that the secondary holds differently, as far as checksums tell: at most a piece too much on each side. */
+export interface DifferentRange {
+  readonly disk: string
+  readonly at: number
+  readonly length: number
+}
+
+/** What a comparison of both sides has found, or has found so far. */
+export interface VerifyReport {
+  /** `unfinished`: it ended before everything was compared. */
+  readonly state: 'running' | 'equal' | 'different' | 'unfinished'
+  /** Why it is unfinished. */
+  readonly reason: string | null
+  /** Whether what differs is sent again at the end. */
+  readonly repair: boolean
+  readonly checkedBytes: number
+  readonly totalBytes: number
+  readonly bytesPerSecond: number
+  /** Null while it cannot be estimated. */
+  readonly secondsLeft: number | null
+  readonly differentBytes: number
+  /** At most 100, in order. */
+  readonly ranges: readonly DifferentRange[]
+  /** Pieces that are not listed. */
+  readonly omittedRanges: number
 }
 
 export interface GroupStatus extends SideStatus {
@@ -59,6 +91,8 @@ export interface GroupStatus extends SideStatus {
   readonly checkpoints: CheckpointStatistics | null
   /** Null while nothing is being copied from here. */
   readonly resync: ResyncProgress | null
+  /** The comparison under way, or the last one of this process as primary; null before. */
+  readonly verify: VerifyReport | null
   /** Bytes of epochs held in memory (secondary). */
   readonly ramdiskBytes: number
   /** Bytes of journal on disk. */
@@ -108,6 +142,10 @@ export type GroupEvent =
       readonly data: { readonly group: string; readonly bytes: number; readonly limit: number }
     }
   | {
+      readonly event: 'REPLICATION_VERIFY'
+      readonly data: VerifyReport & { readonly group: string }
+    }
+  | {
       readonly event: 'REPLICATION_ERROR'
       readonly data: { readonly group: string; readonly error: string }
     }
@@ -132,8 +170,16 @@ export interface ReplicationGroup {
   resolveSplit(discard: 'local' | 'remote'): Promise<GroupStatus>
   /** Changes settings of a primary until it is started again. @throws Fault on a secondary */
   configure(changes: GroupChanges): GroupStatus
-  /** Has a primary send its disks as a whole again. @throws Fault on a secondary */
-  resync(): Promise<GroupStatus>
+  /**
+   * Has a primary send its disks as a whole again; `checksums`: but what the secondary has already.
+   * @throws Fault on a secondary, or where the other side cannot compare
+   */
+  resync(checksums: boolean): Promise<GroupStatus>
+  /**
+   * Begins to compare a primary's disks with its secondary's; `repair`: what differs is sent again at the end. `cancel` ends it.
+   * @throws Fault where there is no secondary to compare with
+   */
+  verify(wish: 'compare' | 'repair' | 'cancel'): GroupStatus
   /** Allows or ends replication on a primary (the toolstack's start and stop). */
   setReplicating(on: boolean): void
 }

@@ -138,20 +138,31 @@ export class PrimaryDisk implements BlockDevice {
     this.#lock.release(await this.#lock.acquire(0, this.geometry.size))
   }
 
-  /** Sends the present content of a range of at most 1 MiB, in order with the guest's writes. For resync. */
-  async resend(at: number, buffer: Buffer): Promise<void> {
+  /** Fills `buffer` from `at`, and calls `captured` at the place in the order of the guest's writes where it was so. */
+  async capture<T>(buffer: Buffer, at: number, captured: () => MaybePromise<T>): Promise<T> {
     const ticket = await this.#lock.acquire(at, buffer.length)
     try {
       await this.#below.read(buffer, at)
-      // Holes stay holes, and a discarded disk is not sent byte by byte.
-      const empty = buffer.equals(ZEROES.subarray(0, buffer.length))
-      await new Promise<void>((resolve) => {
-        if (empty) this.#forwardZero(at, buffer.length, resolve)
-        else this.#forwardBytes(buffer, at, resolve)
-      })
+      return await captured()
     } finally {
       this.#lock.release(ticket)
     }
+  }
+
+  /**
+   * Sends the present content of a range of at most 1 MiB, in order with the guest's writes, if it is still wanted. For resync.
+   * @returns the bytes of data that went over the link
+   */
+  resend(at: number, buffer: Buffer, wanted: () => boolean): Promise<number> {
+    return this.capture(buffer, at, () => {
+      if (!wanted()) return 0
+      // Holes stay holes, and a discarded disk is not sent byte by byte.
+      const empty = buffer.equals(ZEROES.subarray(0, buffer.length))
+      return new Promise<number>((resolve) => {
+        if (empty) this.#forwardZero(at, buffer.length, () => resolve(0))
+        else this.#forwardBytes(buffer, at, () => resolve(buffer.length))
+      })
+    })
   }
 
   #change(

@@ -9,6 +9,7 @@
 import type { BlockDevice } from '../core/block-device.ts'
 import { asFault, Fault, type FaultCode } from '../core/fault.ts'
 import type { MaybePromise } from '../core/maybe-promise.ts'
+import { Verifier } from './comparison/verifier.ts'
 import { Connector } from './connector.ts'
 import {
   every,
@@ -17,7 +18,13 @@ import {
   type Link,
   type LinkHandlers,
 } from './environment.ts'
-import type { CheckpointResult, DiskStatus, GroupChanges, ResyncProgress } from './group.ts'
+import type {
+  CheckpointResult,
+  DiskStatus,
+  GroupChanges,
+  ResyncProgress,
+  VerifyReport,
+} from './group.ts'
 import type { Frame } from './machine/frame.ts'
 import { frame } from './machine/frame.ts'
 import { decodeHello, decodeRefusal, encodeRefusal, type Hello } from './machine/handshake.ts'
@@ -69,6 +76,7 @@ export class PrimarySide {
   readonly #connector: Connector | undefined
   #link: Link | undefined
   #resync: Resync | undefined
+  readonly #verifier: Verifier
   /** What the secondary told of, on its way to the maps on disk. */
   #learning: Promise<unknown>[] = []
   #stopTicking: (() => void)[] = []
@@ -91,6 +99,13 @@ export class PrimarySide {
       persist: options.persist,
     })
     this.disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
+    this.#verifier = new Verifier({
+      ...{ group: settings.group, compareBytes: settings.compareBytes, machine: this.machine },
+      ...{ environment, troubles: options.troubles },
+      disks: () => this.disks,
+      regions: () => this.#options.disks.map(({ regions }) => regions),
+      step: (input) => this.#step(input),
+    })
     for (const [index, { changed }] of disks.entries())
       for (const { at, length } of changed) this.machine.recall(index, at, length)
     if (dial === undefined) return
@@ -116,6 +131,17 @@ export class PrimarySide {
       every(timers, RETAIN_MS, () => void this.#retain()),
     ]
     this.#connector?.connect()
+  }
+
+  /** What this side compares with the secondary. */
+  get verification(): VerifyReport | null {
+    return this.#verifier.report
+  }
+
+  /** @throws Fault where there is no secondary to compare with */
+  verify(wish: 'compare' | 'repair' | 'cancel'): void {
+    if (wish === 'cancel') this.#verifier.cancel()
+    else this.#verifier.start(wish === 'repair', this.#rate)
   }
 
   get progress(): ResyncProgress | null {
@@ -151,13 +177,15 @@ export class PrimarySide {
   configure({ onLinkLoss, intervalMs, resyncRate }: GroupChanges): void {
     this.#step({ type: 'configure', onLinkLoss, intervalMs })
     this.#rate = resyncRate ?? this.#rate
-    this.#resync?.setRate(this.#rate)
+    if (resyncRate === undefined) return
+    this.#resync?.setRate(resyncRate)
+    this.#verifier.setRate(resyncRate)
   }
 
-  /** Sends the disks as a whole again. @throws Fault when that cannot be remembered */
-  async copyAgain(): Promise<void> {
+  /** Sends the disks as a whole again, or what of them differs. @throws Fault when that cannot be remembered */
+  async copyAgain(comparesFirst: boolean): Promise<void> {
     for (const { regions, below } of this.#options.disks) await regions.mark(0, below.geometry.size)
-    this.#step({ type: 'copy-again' })
+    this.#step({ type: 'copy-again', comparesFirst })
   }
 
   /** Another primary has connected to this side. */
@@ -212,6 +240,7 @@ export class PrimarySide {
     for (const stop of this.#stopTicking) stop()
     this.#connector?.close()
     this.#resync?.stop()
+    this.#verifier.end(reason.message)
     this.#gate.refuse(reason)
     // A write may wait for a peer that does not read any more.
     this.#link?.close(reason.message)
@@ -256,11 +285,14 @@ export class PrimarySide {
         this.#connector?.connectLater()
         if (this.#link !== link) return
         this.#link = undefined
+        this.#resync?.stop()
+        this.#verifier.linkDown(reason)
         this.#step({ type: 'link-down', reason })
         this.#complain(reason)
       },
     })
     this.#link = link
+    this.#verifier.linkUp(link)
     const { environment } = this.#options
     const greet = (): void => {
       if (this.#link === link && !link.closed)
@@ -291,10 +323,14 @@ export class PrimarySide {
         })
       case 'heartbeat':
         return this.#step({ type: 'heartbeat', nowMs })
+      case 'sums':
+        this.#step({ type: 'heartbeat', nowMs })
+        return this.#verifier.take(frame)
       case 'pressure':
         return this.#step({ type: 'pressure', nowMs, bytes: frame.position, limit: frame.extent })
       case 'write':
       case 'zero':
+      case 'compare':
       case 'checkpoint':
       case 'synced':
       case 'handover':
@@ -367,6 +403,8 @@ export class PrimarySide {
       machine: this.machine,
       environment,
       rate: this.#rate,
+      comparison: effect.compares ? this.#verifier.comparison : undefined,
+      compareBytes: this.#options.settings.compareBytes,
       prepare: async () => {
         await Promise.all(before)
         if (!effect.copies) return
@@ -402,6 +440,7 @@ export class PrimarySide {
     this.#link = undefined
     this.#learning = []
     this.#resync?.stop()
+    this.#verifier.linkDown(reason)
     link?.close(reason)
     this.#complain(reason)
   }

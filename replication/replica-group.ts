@@ -150,6 +150,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       ...side,
       checkpoints: this.#times.statistics(this.#environment.nowMs()),
       resync: this.#primary?.progress ?? null,
+      verify: this.#primary?.verification ?? null,
       ramdiskBytes: this.#secondary.memory.bytesInUse,
       journalBytes: this.#secondary.log.bytes,
       error: this.#troubles.first,
@@ -257,14 +258,25 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     return this.status()
   }
 
-  async resync(): Promise<GroupStatus> {
+  async resync(checksums: boolean): Promise<GroupStatus> {
     const primary = this.#asPrimary()
     if (this.#settings.wire === 'blktap2')
       throw new Fault('NOT_PERMITTED', 'the blktap2 wire cannot carry a copy', {
         where: `group ${this.name}`,
         remedy: 'make the images equal, and start both sides anew',
       })
-    await primary.copyAgain()
+    const { peer, peerCompares } = primary.machine
+    if (checksums && peer !== null && !peerCompares)
+      throw new Fault('NOT_SUPPORTED', 'the secondary is too old to compare what it has', {
+        where: `group ${this.name}`,
+        remedy: 'update it, or copy without checksums',
+      })
+    await primary.copyAgain(checksums)
+    return this.status()
+  }
+
+  verify(wish: 'compare' | 'repair' | 'cancel'): GroupStatus {
+    this.#asPrimary().verify(wish)
     return this.status()
   }
 

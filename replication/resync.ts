@@ -1,5 +1,6 @@
 /**
- * Sends what the secondary lacks, beside the guest's own writes, no faster than asked for.
+ * Sends what the secondary lacks, beside the guest's own writes, no faster than asked for. Where it is to compare, it asks first,
+ * and sends what differs.
  *
  * Invariants:
  *  - 16 Each range is read and sent under the lock that guests' writes take: nothing newer is overwritten.
@@ -8,106 +9,140 @@
  */
 
 import { MiB } from '../core/units.ts'
+import { MOST_ASKED, type Comparison } from './comparison/comparison.ts'
 import type { GroupEnvironment } from './environment.ts'
 import type { ResyncProgress } from './group.ts'
 import type { PrimaryInput } from './machine/primary-io.ts'
 import type { PrimaryMachine } from './machine/primary.ts'
+import { Pace } from './pace.ts'
 import type { PrimaryDisk } from './primary-disk.ts'
+import { progressOf } from './progress.ts'
 
 /** Bytes read from the image at a time. */
 const CHUNK = 1 * MiB
 
 export interface ResyncOptions {
   readonly session: number
-  /** What is dirty with respect to this checkpoint is sent. */
-  readonly committed: number
   readonly disks: readonly PrimaryDisk[]
   readonly machine: PrimaryMachine
   readonly environment: GroupEnvironment
+  /** Given where what both sides have already is not to be sent. */
+  readonly comparison: Comparison | undefined
+  /** The most bytes in one question. */
+  readonly compareBytes: number
   /** Bytes a second; 0: as fast as it goes. */
   readonly rate: number
   readonly prepare: () => Promise<void>
   readonly step: (input: PrimaryInput) => void
 }
 
+/** A range that has to be sent. */
+interface Task {
+  readonly disk: PrimaryDisk
+  readonly index: number
+  readonly at: number
+  readonly length: number
+}
+
 export class Resync {
   readonly #options: ResyncOptions
+  readonly #pace: Pace
   #stopped = false
   #done = false
-  /** Bytes that had to be sent when it began, and that were sent. */
+  /** Bytes that had to be sent when it began; of them, that were seen to. */
   #total = 0
   #all = 0
+  #checked = 0
+  /** Bytes of data that went over the link. */
+  #moved = 0
   #begunMs = 0
-  /** The same since the rate was set. */
-  #sent = 0
-  #startedMs = 0
-  #rate: number
 
   constructor(options: ResyncOptions) {
     this.#options = options
-    this.#rate = options.rate
+    this.#pace = new Pace(options.environment, options.rate)
   }
 
   /** Bytes a second from now on; 0: as many as it can. */
   setRate(rate: number): void {
-    this.#rate = rate
-    this.#startedMs = this.#options.environment.nowMs()
-    this.#sent = 0
+    this.#pace.setRate(rate)
   }
 
   stop(): void {
     this.#stopped = true
   }
 
+  /** Bytes of data that went over the link. */
+  get movedBytes(): number {
+    return this.#moved
+  }
+
   /** Null before the first and after the last byte. */
   get progress(): ResyncProgress | null {
     if (this.#stopped || this.#total === 0 || this.#done) return null
-    const seconds = (this.#options.environment.nowMs() - this.#begunMs) / 1000
-    const bytesPerSecond = seconds > 0 ? Math.round(this.#all / seconds) : 0
-    // The guest may write meanwhile what was not dirty before: never more than all.
-    const sentBytes = Math.min(this.#all, this.#total)
-    const secondsLeft =
-      bytesPerSecond === 0 ? null : Math.ceil((this.#total - sentBytes) / bytesPerSecond)
-    return { sentBytes, totalBytes: this.#total, bytesPerSecond, secondsLeft }
+    const elapsedMs = this.#options.environment.nowMs() - this.#begunMs
+    const { doneBytes, ...rest } = progressOf(this.#all, this.#total, elapsedMs)
+    return { sentBytes: doneBytes, ...rest, checkedBytes: this.#checked, movedBytes: this.#moved }
   }
 
   /** @throws Fault when the image cannot be read or the map not be written */
   async run(): Promise<void> {
-    const { disks, environment, prepare, session, step } = this.#options
-    await prepare()
-    this.#startedMs = environment.nowMs()
-    this.#begunMs = this.#startedMs
-    for (const index of disks.keys()) this.#total += this.#options.machine.dirtyBytes(index)
-    const buffer = Buffer.from(new SharedArrayBuffer(CHUNK))
-    for (const [index, disk] of disks.entries()) await this.#send(index, disk, buffer)
+    const { disks, environment, comparison, compareBytes, machine } = this.#options
+    await this.#options.prepare()
+    this.#begunMs = environment.nowMs()
+    this.#pace.setRate(this.#pace.rate)
+    for (const index of disks.keys()) this.#total += machine.unsentBytes(index)
+    const chunk = comparison === undefined ? CHUNK : compareBytes
+    const tasks = this.#tasks(chunk)
+    const workers = comparison === undefined ? 1 : MOST_ASKED
+    await Promise.all(Array.from({ length: workers }, () => this.#work(tasks, chunk)))
     this.#done = true
+    const { session, step } = this.#options
     if (!this.#stopped) step({ type: 'resynced', session, nowMs: environment.nowMs() })
   }
 
-  async #send(index: number, disk: PrimaryDisk, buffer: Buffer): Promise<void> {
-    const { machine, committed, step } = this.#options
-    let run = machine.nextDirty(index, 0, CHUNK, committed)
-    while (run !== undefined && !this.#stopped) {
-      await disk.resend(run.at, buffer.subarray(0, run.length))
-      if (this.#isStopped()) return
-      if (machine.resent(index, run.at, run.length)) step({ type: 'part-sent' })
-      this.#sent += run.length
-      this.#all += run.length
-      await this.#pace()
-      run = machine.nextDirty(index, run.at + run.length, CHUNK, committed)
+  *#tasks(chunk: number): Generator<Task> {
+    const { disks, machine } = this.#options
+    for (const [index, disk] of disks.entries()) {
+      let run = machine.nextUnsent(index, 0, chunk)
+      while (run !== undefined) {
+        yield { disk, index, ...run }
+        run = machine.nextUnsent(index, run.at + run.length, chunk)
+      }
     }
   }
 
-  /** Waits until the rate allows more. */
-  async #pace(): Promise<void> {
-    const { environment } = this.#options
-    if (this.#rate === 0) return
-    const dueMs = this.#startedMs + (this.#sent / this.#rate) * 1000
-    const waitMs = dueMs - environment.nowMs()
-    if (waitMs < 1) return
-    await new Promise<void>((resolve) => {
-      environment.timers.after(waitMs, resolve)
-    })
+  async #work(tasks: Generator<Task>, chunk: number): Promise<void> {
+    const memory = Buffer.from(new SharedArrayBuffer(chunk))
+    for (const task of tasks) {
+      if (this.#stopped) return
+      const buffer = memory.subarray(0, task.length)
+      const { comparison } = this.#options
+      if (comparison === undefined) await this.#send(task, buffer)
+      else await this.#sendDifferent(comparison, task, buffer)
+      if (this.#isStopped()) return
+      this.#all += task.length
+      await this.#pace.spend(task.length)
+    }
+  }
+
+  async #send({ disk, index, at, length }: Task, buffer: Buffer): Promise<void> {
+    const { machine, step } = this.#options
+    const moved = await disk.resend(at, buffer, () => !this.#stopped)
+    if (this.#stopped) return
+    this.#moved += moved
+    if (machine.resent(index, at, length)) step({ type: 'part-sent' })
+  }
+
+  async #sendDifferent(comparison: Comparison, task: Task, buffer: Buffer): Promise<void> {
+    const compared = await comparison.compare(task.disk, task.index, task.at, buffer)
+    if (compared === undefined || this.#stopped) return
+    this.#checked += task.length
+    for (const { at, length } of compared.equal)
+      this.#options.machine.foundEqual(task.index, at, length)
+    for (const { at, length } of compared.different) {
+      await this.#send({ ...task, at, length }, buffer.subarray(0, length))
+      if (this.#isStopped()) return
+    }
   }
 
   #isStopped(): boolean {

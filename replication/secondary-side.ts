@@ -11,6 +11,8 @@ import type { BlockDevice } from '../core/block-device.ts'
 import { Fault } from '../core/fault.ts'
 import { DiskLayers } from '../ramdisk/disk-layers.ts'
 import { PageMemory } from '../ramdisk/page-memory.ts'
+import { Answers } from './comparison/answers.ts'
+import { Summer } from './comparison/checksums.ts'
 import { every, type GroupEnvironment, type Link, type LinkHandlers } from './environment.ts'
 import { EpochKeeper } from './epoch-keeper.ts'
 import type { CheckpointResult, SideStatus } from './group.ts'
@@ -54,6 +56,8 @@ export class SecondarySide {
   readonly #checkpoints = new Requests<CheckpointResult>()
   readonly #promotions = new Requests<void>()
   readonly #links = new Map<number, Link>()
+  readonly #answers = new Map<number, Answers>()
+  readonly #summer: Summer
   #machine: SecondaryMachine
   #log: EpochKeeper
   readonly #intake: Intake
@@ -79,6 +83,7 @@ export class SecondarySide {
     this.#settings = settings
     this.#environment = environment
     this.memory = new PageMemory(settings.memory)
+    this.#summer = new Summer(environment.timers)
     this.#troubles = troubles
     this.#changes = new OwnChanges(hooks.regions, troubles)
     this.#log = this.#keeper(MEMORY_LOG)
@@ -279,6 +284,7 @@ export class SecondarySide {
       frame: (frame) => this.#intake.receive(number, frame),
       closed: (reason) => {
         this.#links.delete(number)
+        this.#answers.delete(number)
         this.#step({ type: 'link-down', link: number, reason })
       },
     }
@@ -389,6 +395,8 @@ export class SecondarySide {
           asked: (frame.flags & UNASKED) === 0,
           nowMs: this.#environment.nowMs(),
         })
+      case 'compare':
+        return this.#compare(link, frame)
       case 'synced':
         return this.#step({ type: 'synced', link, nowMs: this.#environment.nowMs() })
       case 'handover': {
@@ -404,6 +412,7 @@ export class SecondarySide {
       case 'pressure':
       case 'dirty':
       case 'ready':
+      case 'sums':
       case 'discard':
       case 'state':
       case 'segment':
@@ -419,6 +428,22 @@ export class SecondarySide {
     if (frame.type === 'write') layers?.receiveWrite(frame.payload, frame.position)
     else layers?.receiveZero(frame.position, frame.extent, (frame.flags & PUNCH) !== 0)
     this.#log.append({ ...frame, disk })
+  }
+
+  /** @throws Fault to end the link */
+  #compare(number: number, question: Frame): void {
+    const disk = this.#machine.diskAsked(number, question)
+    if (typeof disk === 'string') throw new Fault('PROTOCOL', disk)
+    const [link, member] = [this.#links.get(number), this.#disks[disk]]
+    if (link === undefined || member === undefined) return
+    let answers = this.#answers.get(number)
+    if (answers === undefined) {
+      answers = new Answers(link, this.#summer)
+      this.#answers.set(number, answers)
+    }
+    answers.answer(question, member.layers, ({ message }) =>
+      this.#troubles.report(`disk ${member.name}`, `disk "${member.name}": ${message}`),
+    )
   }
 
   #hasRoom(bytes: number): boolean {

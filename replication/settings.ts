@@ -30,6 +30,10 @@ export interface GroupSettings {
   readonly intervalMs: number
   /** The most bytes of a copy that a secondary has to hold at a time. */
   readonly partBytes: number
+  /** The most bytes that a secondary is asked about in one question. */
+  readonly compareBytes: number
+  /** Whether a resync asks what the secondary has before it sends. */
+  readonly comparesFirst: boolean
   /** Bytes a second that a resync sends at most; 0: as many as it can. */
   readonly resyncRate: number
 }

@@ -122,6 +122,8 @@ class PrimaryLink implements Link {
       case 'ready':
       case 'synced':
       case 'handover':
+      case 'compare':
+      case 'sums':
         // Nothing on this wire says it.
         return
     }

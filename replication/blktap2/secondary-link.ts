@@ -97,6 +97,8 @@ export class SecondaryLink implements Link {
       case 'ready':
       case 'synced':
       case 'handover':
+      case 'compare':
+      case 'sums':
         // Nothing on this wire says it.
         return
     }

@@ -203,6 +203,8 @@ class Scanner {
       case 'ready':
       case 'synced':
       case 'handover':
+      case 'compare':
+      case 'sums':
         throw damaged(this.#store, `a record of type ${record.type}`)
       case 'discard':
         this.#drop()

@@ -1,11 +1,11 @@
 /** Which blocks of a group's disks may differ from the secondary's last checkpoint: a dirty map for each disk, cut to its size. */
 
 import { assert } from '../../core/assert.ts'
-import { DirtyMap } from './dirty-map.ts'
+import { DirtyMap, SENT } from './dirty-map.ts'
 import type { DiskIdentity } from './handshake.ts'
 
 /** A run of bytes on a disk. */
-interface Run {
+export interface Run {
   readonly at: number
   readonly length: number
 }
@@ -44,6 +44,29 @@ export class ChangedBlocks {
   /** Whether any disk has a block that is dirty with respect to `committed`. */
   any(committed: number): boolean {
     return this.#disks.some((_, disk) => this.next(disk, 0, 1, committed) !== undefined)
+  }
+
+  /** Whether any disk has a block that has to be sent. */
+  get anyUnsent(): boolean {
+    return this.any(SENT)
+  }
+
+  unsentBytes(disk: number): number {
+    return this.bytes(disk, SENT)
+  }
+
+  nextUnsent(disk: number, from: number, limit: number): Run | undefined {
+    return this.next(disk, from, limit, SENT)
+  }
+
+  /** A range has to be sent, whatever is committed. */
+  needs(disk: number, at: number, length: number): void {
+    this.#of(disk).map.needs(at, length)
+  }
+
+  /** A range need not be sent any more: it is as in the stream, whose present epoch is `epoch`. */
+  settle(disk: number, at: number, length: number, epoch: number): void {
+    this.#of(disk).map.settle(at, length, epoch)
   }
 
   bytes(disk: number, committed: number): number {

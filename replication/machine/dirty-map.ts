@@ -16,6 +16,9 @@ import { KiB } from '../../core/units.ts'
 /** In the place of an epoch: the block has to be sent, by a resync, whatever was committed meanwhile. */
 export const UNSENT = 0xffff_ffff
 
+/** Above every epoch: only what has to be sent is dirty with respect to this. */
+export const SENT = UNSENT - 1
+
 /** Bytes of disk behind one entry. */
 export const DIRTY_BLOCK = 4 * KiB
 const BLOCKS_PER_CHUNK = 4096
@@ -49,10 +52,30 @@ export class DirtyMap {
 
   /** A resync has sent the range, which consists of whole blocks, but for the end of the disk. */
   sent(at: number, length: number, epoch: number): void {
+    this.#set(at, length, epoch, false)
+  }
+
+  /** What has to be sent of the range, which consists of whole blocks, need not be: it is as if it had been sent now. */
+  settle(at: number, length: number, epoch: number): void {
+    this.#set(at, length, epoch, true)
+  }
+
+  /** Every block of the range has to be sent. */
+  needs(at: number, length: number): void {
+    this.#set(at, length, UNSENT, false)
+  }
+
+  #set(at: number, length: number, epoch: number, onlyUnsent: boolean): void {
     const end = Math.ceil((at + length) / DIRTY_BLOCK)
     for (let block = Math.floor(at / DIRTY_BLOCK); block < end; block += 1) {
-      const chunk = this.#chunk(Math.floor(block / BLOCKS_PER_CHUNK))
-      epochsOf(chunk)[block % BLOCKS_PER_CHUNK] = epoch
+      const index = Math.floor(block / BLOCKS_PER_CHUNK)
+      // Where nothing is dirty there is nothing to settle, and no memory to be spent on that.
+      const chunk = onlyUnsent ? this.#chunks.get(index) : this.#chunk(index)
+      if (chunk === undefined || (onlyUnsent && chunk.newest !== UNSENT)) continue
+      const epochs = epochsOf(chunk)
+      const place = block % BLOCKS_PER_CHUNK
+      if (onlyUnsent && epochs[place] !== UNSENT) continue
+      epochs[place] = epoch
       chunk.newest = Math.max(chunk.newest, epoch)
       chunk.countedFor = -1
     }

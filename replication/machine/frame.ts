@@ -51,6 +51,10 @@ export const FRAME_TYPES = {
   synced: 14,
   /** Of a primary that has become a secondary: the receiver, at this checkpoint, is to be the primary. */
   handover: 15,
+  /** Of a primary: what would a range hold if all before this frame were committed? Only to who has the feature `checksums`. */
+  compare: 20,
+  /** The answer: the checksums of its pieces, one after the other; none where it cannot be read. */
+  sums: 21,
 } as const
 
 export type FrameType = keyof typeof FRAME_TYPES

@@ -14,8 +14,11 @@ import { lineageOf, relate, type Fork, type Lineage, type Relation } from './rep
 /** Versions of the link protocol that this build speaks. */
 export const PROTOCOL = { min: 1, max: 1 } as const
 
-/** What this build can do on a link that older ones of the same version cannot. Each side says its own; what both say may be used. */
-export const FEATURES: readonly string[] = []
+/**
+ * What this build can do on a link that older ones of the same version cannot. Each side says its own; what both say may be used.
+ *  - checksums: a secondary answers `compare` frames.
+ */
+export const FEATURES: readonly string[] = ['checksums']
 
 const MOST_FEATURES = 64
 

@@ -6,8 +6,9 @@ import type { Frame } from './frame.ts'
 import type { DiskIdentity, Hello, Refusal } from './handshake.ts'
 import type { LivenessSettings } from './liveness.ts'
 import type { ReplicaState } from './replica-state.ts'
+import type { ResyncSettings } from './resync-terms.ts'
 
-export interface PrimarySettings extends LivenessSettings {
+export interface PrimarySettings extends LivenessSettings, ResyncSettings {
   readonly group: string
   readonly mode: GroupMode
   /** Of what this side remembers. */
@@ -18,8 +19,6 @@ export interface PrimarySettings extends LivenessSettings {
   readonly disks: readonly DiskIdentity[]
   /** A secondary that knows nothing begins with the same content. */
   readonly identical: boolean
-  /** The most bytes of a copy between two partial checkpoints. */
-  readonly partBytes: number
   readonly onLinkLoss: 'continue' | 'freeze'
   /** Somebody is asked, before the guest may write without a secondary, whether the other side is fenced. */
   readonly fences: boolean
@@ -77,7 +76,9 @@ export type PrimaryInput =
   /** The answer to `fence`. */
   | { readonly type: 'fenced'; readonly fenced: boolean }
   /** A copy of everything, whatever is known to be equal. */
-  | { readonly type: 'copy-again' }
+  | { readonly type: 'copy-again'; readonly comparesFirst: boolean }
+  /** What a verify has found to differ is to be sent. */
+  | { readonly type: 'repair'; readonly nowMs: number }
   /** A part of a copy, as large as the secondary should have to hold, was sent. */
   | { readonly type: 'part-sent' }
   | { readonly type: 'resynced'; readonly nowMs: number; readonly session: number }
@@ -98,14 +99,14 @@ export type PrimaryEffect =
       readonly reason: string
     }
   /**
-   * Send every block that is dirty with respect to `committed`, then give back `resynced` with the same session.
-   * `copies`: the disks as a whole, which has to be remembered before.
+   * Send every block that is unsent, then give back `resynced` with the same session.
+   * `copies`: the disks as a whole, which has to be remembered before. `compares`: but what the secondary has already.
    */
   | {
       readonly type: 'resync'
       readonly session: number
-      readonly committed: number
       readonly copies: boolean
+      readonly compares: boolean
     }
   /** Ask whether the other side is fenced, then give back `fenced`. */
   | { readonly type: 'fence'; readonly peer: string }

@@ -11,7 +11,7 @@
  */
 
 import type { Protection, SideStatus } from '../group.ts'
-import { ChangedBlocks } from './changed-blocks.ts'
+import { ChangedBlocks, type Run } from './changed-blocks.ts'
 import { frame, PARTIAL, UNASKED } from './frame.ts'
 import { encodeHello, verdictOn, type Hello, type Refusal } from './handshake.ts'
 import { LinkLossPolicy } from './link-loss-policy.ts'
@@ -22,6 +22,7 @@ import { PrimaryStanding } from './primary-standing.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { PrimaryEffect, PrimaryInput, PrimarySettings } from './primary-io.ts'
 import type { ReplicaState } from './replica-state.ts'
+import { ResyncTerms } from './resync-terms.ts'
 
 type Link =
   | { readonly kind: 'down' }
@@ -37,9 +38,6 @@ type Link =
   /** Everything is sent; the secondary is at a checkpoint of this line when `checkpoint` is done. */
   | { readonly kind: 'settling'; readonly checkpoint: number }
   | { readonly kind: 'streaming' }
-
-/** A part of a copy, as a share of what the secondary can hold. */
-const PART_SHARE = 0.25
 
 const ALONE = 'active without a secondary'
 
@@ -62,10 +60,7 @@ export class PrimaryMachine {
   /** Why the group is not protected; undefined while it was never anything else than about to connect. */
   #reason: string | undefined
   readonly #checkpoints: PrimaryCheckpoints
-  #partBytes = 0
-  /** A resync was too much for the secondary to hold as one epoch: it is sent in parts. */
-  #inParts = false
-  #session = 0
+  readonly #resync: ResyncTerms
   readonly #report: ProtectionReport
   readonly #out: PrimaryOutbox
 
@@ -73,6 +68,7 @@ export class PrimaryMachine {
     this.#settings = settings
     this.#liveness = new Liveness(settings)
     this.#changed = new ChangedBlocks(settings.disks)
+    this.#resync = new ResyncTerms(settings)
     this.#linkLoss = new LinkLossPolicy(settings)
     this.#self = new PrimaryStanding(settings)
     this.#out = new PrimaryOutbox()
@@ -175,13 +171,32 @@ export class PrimaryMachine {
   }
 
   /** The next run of a disk that is dirty with respect to `committed`. */
-  nextDirty(
-    disk: number,
-    from: number,
-    limit: number,
-    committed: number,
-  ): { at: number; length: number } | undefined {
+  nextDirty(disk: number, from: number, limit: number, committed: number): Run | undefined {
     return this.#changed.next(disk, from, limit, committed)
+  }
+
+  unsentBytes(disk: number): number {
+    return this.#changed.unsentBytes(disk)
+  }
+
+  /** The next run of a disk that a resync has to send. */
+  nextUnsent(disk: number, from: number, limit: number): Run | undefined {
+    return this.#changed.nextUnsent(disk, from, limit)
+  }
+
+  /** Whether the secondary can say what it holds. */
+  get peerCompares(): boolean {
+    return this.#resync.peerCompares
+  }
+
+  /** The secondary's stream holds this range as this side's image does: it need not be sent. */
+  foundEqual(disk: number, at: number, length: number): void {
+    this.#changed.settle(disk, at, length, this.#self.announced + 1)
+  }
+
+  /** It does not: 15, whatever is committed, the range stays dirty until it was sent. */
+  foundDifferent(disk: number, at: number, length: number): void {
+    this.#changed.needs(disk, at, length)
   }
 
   /** A guest reads. Hot path. */
@@ -218,7 +233,7 @@ export class PrimaryMachine {
     this.#changed.sent(disk, at, length, this.#self.announced + 1)
     this.#checkpoints.carry(length)
     if (this.#link.kind !== 'resyncing') return false
-    return (this.#link.copies || this.#inParts) && this.#checkpoints.epochBytes >= this.#partBytes
+    return this.#resync.isPart(this.#link.copies, this.#checkpoints.epochBytes)
   }
 
   step(input: PrimaryInput): readonly PrimaryEffect[] {
@@ -298,7 +313,10 @@ export class PrimaryMachine {
         if (input.fenced && this.frozen) this.#linkLoss.release()
         return
       case 'copy-again':
-        this.#copyAgain()
+        this.#copyAgain(input.comparesFirst)
+        return
+      case 'repair':
+        this.#repair(input.nowMs)
         return
       case 'part-sent':
         this.#checkpoints.mark(undefined, PARTIAL)
@@ -330,7 +348,7 @@ export class PrimaryMachine {
     this.#self.shared = true
     this.#durable = hello.durable
     this.#self.term = Math.max(this.#self.term, hello.term)
-    this.#partBytes = Math.min(this.#settings.partBytes, Math.floor(hello.capacity * PART_SHARE))
+    this.#resync.greet(hello)
     this.#checkpoints.begin()
     this.#reason = 'hearing what the secondary changed by itself'
     this.#link = { kind: 'learning', copies, settles: verdict.settles }
@@ -355,25 +373,30 @@ export class PrimaryMachine {
       return this.#closeLink('the secondary was ready out of turn')
     const { copies, settles } = this.#link
     this.#changed.unsend(this.#self.committed)
-    // What is too much for the secondary shows when it is sent: how much of it is zeroes, nobody knows before.
-    const dirty = this.#changed.any(this.#self.committed)
-    this.#session += 1
-    this.#link = { kind: 'resyncing', session: this.#session, copies, settles }
-    if (!dirty) return this.#resynced(this.#session, nowMs)
     this.#reason = copies
       ? 'copying the disks to the secondary'
       : 'sending what changed while the secondary was away'
-    this.#out.add({
-      type: 'resync',
-      session: this.#session,
-      committed: this.#self.committed,
-      copies,
-    })
+    this.#send(copies, settles, nowMs)
+  }
+
+  /** Sends what has to be sent. What is too much for the secondary shows then: how much of it is zeroes, nobody knows before. */
+  #send(copies: boolean, settles: boolean, nowMs: number): void {
+    const session = this.#resync.nextSession()
+    this.#link = { kind: 'resyncing', session, copies, settles }
+    if (!this.#changed.anyUnsent) return this.#resynced(session, nowMs)
+    this.#out.add({ type: 'resync', session, copies, compares: this.#resync.comparesFirst })
+  }
+
+  /** A verify has found what has to be sent again. Without a secondary the next resync does it. */
+  #repair(nowMs: number): void {
+    if (this.#link.kind !== 'streaming') return
+    this.#reason = 'sending what a verify has found to differ'
+    this.#send(false, false, nowMs)
   }
 
   #refused({ code, reason, term }: Refusal): void {
     this.#heals = code === 'unready' || code === 'overflow'
-    if (code === 'overflow' && this.#link.kind === 'resyncing') this.#inParts = true
+    if (code === 'overflow' && this.#link.kind === 'resyncing') this.#resync.split()
     if (code === 'deposed' || (code === 'split' && term > this.#self.term)) this.#depose(reason)
     this.#closeLink(`refused: ${reason}`)
   }
@@ -409,8 +432,8 @@ export class PrimaryMachine {
 
   #resynced(session: number, nowMs: number): void {
     if (this.#link.kind !== 'resyncing' || this.#link.session !== session) return
-    const settles = this.#link.settles || this.#link.copies || this.#inParts
-    this.#inParts = false
+    const settles = this.#link.settles || this.#link.copies || this.#resync.inParts
+    this.#resync.sent()
     if (!settles) this.#streaming()
     const before = this.#self.announced
     this.#checkpoints.announceQueued(nowMs)
@@ -488,9 +511,9 @@ export class PrimaryMachine {
   }
 
   /** Everything counts as changed; the next connection sends it, in parts. */
-  #copyAgain(): void {
+  #copyAgain(comparesFirst: boolean): void {
     this.#changed.markAll(this.#self.announced + 1)
-    this.#inParts = true
+    this.#resync.copyAgain(comparesFirst)
     if (this.#link.kind !== 'down') this.#closeLink('an operator asked for a copy of everything')
   }
 
@@ -511,7 +534,7 @@ export class PrimaryMachine {
   #linkDown(reason: string): void {
     if (this.#link.kind === 'down') return
     const wasUp = this.#link.kind !== 'greeting'
-    if (this.#link.kind === 'resyncing' && this.#link.copies) this.#inParts = true
+    if (this.#link.kind === 'resyncing' && this.#link.copies) this.#resync.split()
     this.#link = { kind: 'down' }
     this.#reason = reason
     const peer = this.#peer

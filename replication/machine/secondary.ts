@@ -137,16 +137,26 @@ export class SecondaryMachine {
 
   /** Our index of the disk that a data frame on `link` concerns, or why the frame must not be taken. Hot path. */
   diskOf(link: number, data: Frame): number | string {
+    const length = data.type === 'write' ? data.payload.length : data.extent
+    const disk = this.#rangeOf(link, data, length)
+    if (typeof disk === 'number') this.#epochBytes += length
+    return disk
+  }
+
+  /** The same for a question about what a disk holds. */
+  diskAsked(link: number, question: Frame): number | string {
+    return this.#rangeOf(link, question, question.extent)
+  }
+
+  #rangeOf(link: number, { disk: number, position }: Frame, length: number): number | string {
     if (this.#link?.number !== link) return 'data on a link that is not the current one'
-    const disk = this.#link.disks[data.disk]
+    const disk = this.#link.disks[number]
     const size = disk === undefined ? undefined : this.#settings.disks[disk]?.size
     if (disk === undefined || size === undefined)
-      return `data for disk ${data.disk}, which does not exist`
-    const length = data.type === 'write' ? data.payload.length : data.extent
-    if (data.position % 512 !== 0 || length % 512 !== 0 || length === 0)
+      return `data for disk ${number}, which does not exist`
+    if (position % 512 !== 0 || length % 512 !== 0 || length === 0)
       return 'data that is not whole sectors'
-    if (data.position + length > size) return `data beyond the end of disk ${data.disk}`
-    this.#epochBytes += length
+    if (position + length > size) return `data beyond the end of disk ${number}`
     return disk
   }
 

@@ -34,6 +34,7 @@ export class FakeGroup implements ReplicationGroup {
       heals: true,
       checkpoints: null,
       resync: null,
+      verify: null,
       ramdiskBytes: 0,
       journalBytes: 0,
       error: null,
@@ -79,9 +80,14 @@ export class FakeGroup implements ReplicationGroup {
     return this.state
   }
 
-  resync(): Promise<GroupStatus> {
-    this.calls.push('resync')
+  resync(checksums: boolean): Promise<GroupStatus> {
+    this.calls.push(checksums ? 'resync with checksums' : 'resync')
     return Promise.resolve(this.state)
+  }
+
+  verify(wish: 'compare' | 'repair' | 'cancel'): GroupStatus {
+    this.calls.push(`verify: ${wish}`)
+    return this.state
   }
 
   setReplicating(on: boolean): void {

@@ -67,6 +67,7 @@ const step = fc.oneof(
   { weight: 4, arbitrary: fc.record({ op: fc.constant('receive' as const), change }) },
   { weight: 4, arbitrary: fc.record({ op: fc.constant('local' as const), change }) },
   { weight: 5, arbitrary: fc.record({ op: fc.constant('read' as const), range }) },
+  { weight: 3, arbitrary: fc.record({ op: fc.constant('received' as const), range }) },
   { weight: 8, arbitrary: fc.record({ op: fc.constant('finish' as const), which: fc.nat(20) }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('timer' as const), which: fc.nat(20) }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('cut' as const) }) },
@@ -118,6 +119,7 @@ class Trial {
     if (step.op === 'receive') this.#receive(step.change)
     else if (step.op === 'local') this.#local(step.change)
     else if (step.op === 'read') this.#read(step.range.first, step.range.count)
+    else if (step.op === 'received') this.#received(step.range.first, step.range.count)
     else if (step.op === 'finish') this.image.finishOne(step.which)
     else if (step.op === 'timer') this.timers.fireOne(step.which)
     else if (step.op === 'flush') this.#flush()
@@ -225,6 +227,25 @@ class Trial {
       (failed) => {
         this.model.watchers.delete(watcher)
         if (!failed) this.#compare('read', tagsOf(into), watcher)
+      },
+    )
+  }
+
+  /** Exactly what was received by now, however long the image takes to be read. */
+  #received(first: number, count: number): void {
+    if (this.model.active) return
+    const at = first * SECTOR
+    const into = Buffer.alloc(Math.min(count * SECTOR, SIZE - at), 0xdd)
+    const allowed = this.model.primary.slice(first, first + count)
+    this.#run(
+      () => this.layers.readReceived(into, at),
+      (failed) => {
+        // Whoever asked is gone when this side becomes active.
+        if (!failed && !this.model.active)
+          this.#compare('received', tagsOf(into), {
+            first,
+            allowed: allowed.map((t) => new Set(t)),
+          })
       },
     )
   }

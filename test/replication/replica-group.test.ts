@@ -81,6 +81,7 @@ async function start(options: Options = {}): Promise<Replica> {
       ...{ memory, durability, journal: 1 << 30, identical: false, onLinkLoss: 'continue' },
       ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000, intervalMs: 0 },
       ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0 },
+      ...{ compareBytes: 256 * KiB, comparesFirst: false },
     },
     {
       logger: SILENT,

@@ -12,7 +12,7 @@ import type { MaybePromise } from '../../core/maybe-promise.ts'
 import { MiB, SECTOR } from '../../core/units.ts'
 import type { Random } from './random.ts'
 import type { Life, Scheduler } from './scheduler.ts'
-import { contentOf, WORDS, wordsOf, type Content } from './sectors.ts'
+import { contentOf, sectorsOf, WORDS, wordsOf, type Content } from './sectors.ts'
 
 /** Shares of requests that fail, and the longest that one takes. Changed while the simulation runs. */
 export interface Conduct {
@@ -164,6 +164,14 @@ export class VirtualImage implements BlockDevice {
     for (let at = 0; at < this.bytes.length; at += SECTOR)
       if (this.#random.chance(0.5)) this.#flushed.copy(this.bytes, at, at, at + SECTOR)
     this.completed.set(contentOf(this.bytes))
+  }
+
+  /** What is in a sector changes by itself, and nobody is told. */
+  corrupt(sector: number, tag: number): void {
+    const bytes = sectorsOf(tag, 1)
+    bytes.copy(this.bytes, sector * SECTOR)
+    bytes.copy(this.#flushed, sector * SECTOR)
+    this.completed[sector] = tag
   }
 
   #change(write: Write): MaybePromise<void> {

@@ -6,7 +6,7 @@
 import { strict as expect } from 'node:assert'
 
 import { Fault } from '../../core/fault.ts'
-import type { GroupEvent } from '../../replication/group.ts'
+import type { GroupEvent, VerifyReport } from '../../replication/group.ts'
 import { PARTIAL, type Frame } from '../../replication/machine/frame.ts'
 import { SECTOR } from '../../core/units.ts'
 import type { Plan } from './plan.ts'
@@ -19,6 +19,10 @@ export class Oracle implements Observer {
   /** Checkpoints that were committed, in all. */
   commits = 0
   overflows = 0
+  /** Verifies that have seen everything. */
+  verifies = 0
+  /** What the secondary holds was changed behind its back: until that is repaired, it is not what it should be. */
+  corrupted = false
   readonly #plan: Plan
   /** The last checkpoint that was reported to the primary. */
   #done = 0
@@ -88,6 +92,16 @@ export class Oracle implements Observer {
     )
     const objection = this.#objectionTo(frame.position)
     this.#check(objection === undefined, `3: done(${frame.position}) sent while ${objection}`)
+  }
+
+  /** Nothing differs but what was corrupted, whatever is being written meanwhile. */
+  verified({ state, differentBytes, ranges }: VerifyReport): void {
+    if (state === 'equal' || state === 'different') this.verifies += 1
+    const found = JSON.stringify(ranges)
+    this.#check(
+      differentBytes === 0 || this.corrupted,
+      `12: a verify finds ${differentBytes} bytes to differ: ${found}`,
+    )
   }
 
   /** 2, 4, 10: what was recovered is one checkpoint, no older than any that was reported as done. */
@@ -170,6 +184,7 @@ export class Oracle implements Observer {
   checkReadable(): void {
     const { secondary } = this.#there
     if (!secondary.life.alive || !secondary.started || !isServed(secondary)) return
+    if (this.corrupted) return
     for (const [disk, content] of readable(secondary).entries()) {
       const objection = secondary.registers[disk]!.objectionTo(content)
       this.#check(
@@ -242,6 +257,7 @@ export class Oracle implements Observer {
   #objectionTo(n: number): string | undefined {
     const { secondary } = this.#there
     const snapshot = this.#snapshots.get(n)
+    if (this.corrupted) return undefined
     if (snapshot === undefined) return `checkpoint ${n} was never announced`
     for (const [disk, content] of readable(secondary).entries()) {
       const wanted = snapshot[disk]!

@@ -45,6 +45,10 @@ export interface Plan {
   readonly onLinkLoss: 'continue' | 'freeze'
   /** Bytes of a copy between two partial checkpoints. */
   readonly partBytes: number
+  /** Bytes in one question of a comparison. */
+  readonly compareBytes: number
+  /** Whether a resync compares before it sends. */
+  readonly comparesFirst: boolean
   /** Checkpoints that the primary makes by itself; 0: none. */
   readonly intervalMs: number
   readonly journalBytes: number
@@ -84,6 +88,8 @@ export function planOf(seed: number): Plan {
     identical: random.chance(0.5),
     onLinkLoss: random.pick(['continue', 'continue', 'freeze']),
     partBytes: random.pick([4096, 16384, 1 << 20]),
+    compareBytes: random.pick([4096, 16384, 1 << 18]),
+    comparesFirst: random.chance(0.4),
     intervalMs: random.pick([0, 0, 50]),
     journalBytes: random.pick([256 * 1024, 1 << 30]),
     primaryDepth: random.whole(1, 4),

@@ -5,6 +5,7 @@ import { strict as expect } from 'node:assert'
 import type { ReplicationGroup } from '../../replication/group.ts'
 import { describe } from './guest.ts'
 import { isProtected, Oracle } from './oracle.ts'
+import { SECTOR } from '../../core/units.ts'
 import { planOf, type Plan } from './plan.ts'
 import { Toolstack } from './toolstack.ts'
 import { TIMEOUT_MS, World } from './world.ts'
@@ -20,6 +21,8 @@ export interface Summary {
   readonly acknowledged: number
   /** Equal for runs that went the same way. */
   readonly digest: number
+  /** Comparisons of all that both sides hold. */
+  readonly verifies: number
 }
 
 /** @throws what went wrong; the same seed always goes the same way */
@@ -40,6 +43,7 @@ export async function simulate(seed: number, trace?: (line: string) => void): Pr
       overflows: oracle.overflows,
       acknowledged: world.primary.guest.acknowledged,
       digest: world.scheduler.digest,
+      verifies: oracle.verifies,
     }
   } finally {
     process.off('unhandledRejection', unhandled)
@@ -119,6 +123,32 @@ class Run {
     await this.#drainSecondary()
     this.#oracle.checkEqual()
     expect.equal(primary.group.status().checkpoint, secondary.group.status().checkpoint)
+    if (random.chance(0.3)) await this.#verify()
+  }
+
+  /** What differs without anybody's having noticed is found, and nothing else; and it is repaired where that is wanted. */
+  async #verify(): Promise<void> {
+    const { primary, secondary, random } = this.#world
+    expect.equal((await this.#toolstack.verify('compare')).state, 'equal')
+    const disk = random.whole(0, secondary.images.length - 1)
+    const image = secondary.images[disk]!
+    const sector = random.whole(0, image.sectors - 1)
+    this.#oracle.corrupted = true
+    image.corrupt(sector, 7)
+    const { state, ranges, differentBytes } = await this.#toolstack.verify('repair')
+    expect.equal(state, 'different', 'a sector that differs is found')
+    const [found] = ranges
+    expect(found !== undefined && ranges.length === 1 && found.disk === `disk${disk}`)
+    expect(found.at <= sector * SECTOR && sector * SECTOR < found.at + found.length)
+    expect.equal(differentBytes, found.length)
+    const repaired = await this.#run(() => isProtected(primary) && isProtected(secondary))
+    expect(repaired, 'protected again once what differs is sent')
+    expect(await this.#toolstack.checkpoint(), 'and a checkpoint is taken')
+    await this.#drainSecondary()
+    this.#oracle.corrupted = false
+    this.#oracle.checkEqual()
+    expect.equal((await this.#toolstack.verify('compare')).state, 'equal')
+    expect.equal(primary.group.status().error, null, 'what was found is over')
   }
 
   async #promoteAfterCrash(): Promise<void> {

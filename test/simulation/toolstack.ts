@@ -2,11 +2,12 @@
 
 import { strict as expect } from 'node:assert'
 
+import type { VerifyReport } from '../../replication/group.ts'
 import type { VirtualImage } from './image.ts'
 import type { Oracle } from './oracle.ts'
 import type { FaultKind } from './plan.ts'
 import type { Life } from './scheduler.ts'
-import type { World } from './world.ts'
+import type { Side, World } from './world.ts'
 
 const SWITCHED_OFF = 'it was switched off'
 
@@ -87,6 +88,17 @@ export class Toolstack {
     return taken
   }
 
+  /** Compares both sides to the end. @returns what that has found */
+  async verify(wish: 'compare' | 'repair'): Promise<VerifyReport> {
+    const { scheduler, primary } = this.#world
+    const report = (): VerifyReport | null => primary.group.status().verify
+    primary.group.verify(wish)
+    await scheduler.run(40_000, () => report()?.state !== 'running')
+    const ended = report()
+    expect(ended !== null && ended.state !== 'running', '21: a verify ends')
+    return ended
+  }
+
   /** @returns whether the roles are exchanged */
   async switchover(): Promise<boolean> {
     const { primary, scheduler } = this.#world
@@ -135,6 +147,7 @@ export class Toolstack {
     const { random, primary, secondary } = this.#world
     const side = random.chance(0.8) ? primary : secondary
     if (!side.life.alive) return
+    if (random.chance(0.2)) return this.#compare(side)
     const many = random.chance(0.2) ? random.whole(2, 4) : 1
     for (let count = 0; count < many; count += 1) {
       const command = { life: side.life }
@@ -147,6 +160,22 @@ export class Toolstack {
         )
         .finally(() => this.#outstanding.delete(command))
         .catch((error: unknown) => this.#world.scheduler.fail(error))
+    }
+  }
+
+  /** Both sides are compared beside everything else that happens, or copied by what differs. */
+  #compare({ group }: Side): void {
+    const { random } = this.#world
+    if (random.chance(0.1)) {
+      group
+        .resync(random.chance(0.7))
+        .catch((error: unknown) => this.#oracle.commandFailed('resync', error))
+      return
+    }
+    try {
+      group.verify(random.pick(['compare', 'compare', 'repair', 'cancel']))
+    } catch (error) {
+      this.#oracle.commandFailed('verify', error)
     }
   }
 

@@ -3,7 +3,7 @@
 import type { BlockDevice } from '../../core/block-device.ts'
 import { SILENT } from '../../core/logger.ts'
 import type { GroupEnvironment } from '../../replication/environment.ts'
-import type { GroupEvent } from '../../replication/group.ts'
+import type { GroupEvent, VerifyReport } from '../../replication/group.ts'
 import type { Frame } from '../../replication/machine/frame.ts'
 import { ReplicaGroup } from '../../replication/replica-group.ts'
 import type { SecondaryDisk } from '../../replication/secondary-disk.ts'
@@ -52,6 +52,7 @@ export interface Observer {
   secondarySends(frame: Readonly<Frame>): void
   secondaryEvent(event: GroupEvent): void
   secondaryStarted(side: Side): void
+  verified(report: VerifyReport): void
 }
 
 export class World {
@@ -120,6 +121,7 @@ export class World {
       { ...this.#settings(role, other), identical: this.#mayClaim(host) },
       this.#environment(host, life, (event) => {
         if (event.event === 'REPLICATION_LINK' && event.data.up) side.met = true
+        if (event.event === 'REPLICATION_VERIFY') this.#observer.verified(event.data)
         if (side === this.secondary) this.#observer.secondaryEvent(event)
       }),
       this.network.dial(life, other),
@@ -195,6 +197,8 @@ export class World {
       partBytes: this.plan.partBytes,
       fence: null,
       resyncRate: 0,
+      compareBytes: this.plan.compareBytes,
+      comparesFirst: this.plan.comparesFirst,
     }
   }
 

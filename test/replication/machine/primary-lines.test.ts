@@ -82,7 +82,7 @@ void t.test('a line that a secondary has met is left by the first write without 
     ['write', 0, false],
     [linkUp, ['send hello from p on g2 at 1/2']],
     [hello({ checkpoint: 1, announced: 1 }), ['LINK up', HEARING]],
-    [ready, ['resync 2 from 1', SENDING]],
+    [ready, ['resync 2', SENDING]],
     [resynced(2), ['send checkpoint 3', SETTLING]],
     [done(3), ['send synced', 'CHECKPOINT 3', 'PROTECTION protected']],
   ])

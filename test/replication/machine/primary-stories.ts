@@ -53,6 +53,7 @@ export function newMachine(
     ...{ group: 'vm', mode: 'colo', replica: 'p', disks: SECONDARY.disks },
     ...{ heartbeatMs: 100, timeoutMs: 500, shared: false, identical: false },
     ...{ onLinkLoss: 'continue', intervalMs: 0, partBytes: 1 << 26, fences: false },
+    comparesFirst: false,
     remembered: { ...FIRST, ...remembered },
     ...settings,
   })
@@ -71,7 +72,7 @@ export function describe(effect: PrimaryEffect): string {
     case 'fence':
       return `fence ${effect.peer}`
     case 'resync':
-      return `${effect.copies ? 'copy' : 'resync'} ${effect.session} from ${effect.committed}`
+      return `${effect.copies ? 'copy' : 'resync'} ${effect.session}${effect.compares ? ', comparing' : ''}`
     case 'answer':
       return `answer ${effect.refusal.code} in term ${effect.refusal.term}: ${effect.refusal.reason}`
     case 'step-down':

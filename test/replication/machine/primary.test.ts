@@ -1,6 +1,6 @@
 import t from 'tap'
 
-import { decodeHello } from '../../../replication/machine/handshake.ts'
+import { decodeHello, FEATURES } from '../../../replication/machine/handshake.ts'
 import {
   checkpoint,
   CONNECTED,
@@ -75,7 +75,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       ['write', 8192, false],
       GREETED,
       ['write', 12288, false],
-      [ready, ['resync 1 from 0', SENDING]],
+      [ready, ['resync 1', SENDING]],
       ['write', 4096, true],
       [checkpoint(1), []],
       [resynced(0, 1), []],
@@ -120,7 +120,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [down('again'), []],
       [linkUp, ['send hello from p on g1 at 0/2']],
       [hello({ checkpoint: 1, announced: 1 }), ['LINK up', HEARING]],
-      [ready, ['resync 2 from 1', SENDING]],
+      [ready, ['resync 2', SENDING]],
     ],
   ],
   [
@@ -277,6 +277,7 @@ void t.test("a primary's hello says what it knows", (t) => {
   t.same(decodeHello(payload), {
     ...SECONDARY,
     ...{ role: 'primary', replica: 'p', wrote: true, capacity: 0 },
+    features: FEATURES,
     ...{ checkpoint: at, generation, history },
   })
   t.end()

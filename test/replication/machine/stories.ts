@@ -30,6 +30,8 @@ export function describeFrame({ type, flags, position, extent, payload }: Frame)
     case 'dirty':
     case 'ready':
     case 'synced':
+    case 'compare':
+    case 'sums':
       return type
   }
 }
@@ -46,6 +48,8 @@ export function describeEvent(event: GroupEvent): string {
       return `PROTECTION ${event.data.protection}${event.data.reason === null ? '' : `: ${event.data.reason}`}`
     case 'REPLICATION_PRESSURE':
       return `PRESSURE ${event.data.bytes} of ${event.data.limit}`
+    case 'REPLICATION_VERIFY':
+      return `VERIFY ${event.data.state}`
     case 'REPLICATION_ERROR':
       return `ERROR ${event.data.error}`
   }
