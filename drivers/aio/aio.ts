@@ -16,6 +16,8 @@ export interface ImageFileOptions {
   readonly discard?: 'unmap' | 'ignore'
   /** Most I/O threads, started as they are needed. */
   readonly threads?: number
+  /** false for a mere look, beside whoever has the image. */
+  readonly locked?: boolean
   /** false does without native calls, as on machines that have none. */
   readonly native?: boolean
 }
@@ -29,8 +31,9 @@ export async function openImageFile(path: string, options: ImageFileOptions): Pr
     throw new Fault('INVALID', 'the path of an image contains a zero byte', { where: path })
   }
   const { readOnly, logger, direct = false, discard = 'unmap', threads = USUAL_THREADS } = options
+  const { locked = true } = options
   const native = options.native === false ? undefined : loadNative()
-  const image = await openImage({ path, readOnly, direct, native, logger })
+  const image = await openImage({ path, readOnly, direct, locked, native, logger })
   return AioDevice.over(image, { path, native, logger, unmap: discard === 'unmap', threads })
 }
 

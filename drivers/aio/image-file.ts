@@ -5,11 +5,13 @@
  *  - Nothing that could block or start something (a FIFO, a terminal) is ever opened: the type is looked at first, and
  *    once more on the open descriptor.
  *  - When openImage() fails, no descriptor and no lock is left.
+ *  - Only what is read and never written is opened without a lock.
  */
 
 import { constants, type BigIntStats } from 'node:fs'
 import { open, readFile, stat, type FileHandle } from 'node:fs/promises'
 
+import { assert } from '../../core/assert.ts'
 import { Fault, type FaultCode } from '../../core/fault.ts'
 import type { Logger } from '../../core/logger.ts'
 import { SECTOR } from '../../core/units.ts'
@@ -22,6 +24,8 @@ export interface ImageOptions {
   readonly readOnly: boolean
   /** Bypass the page cache (O_DIRECT). */
   readonly direct: boolean
+  /** Keep others away (image-lock.ts), and stay away from what they have. */
+  readonly locked: boolean
   readonly native: Native | undefined
   readonly logger: Logger
 }
@@ -46,23 +50,16 @@ const SAFE_ALIGNMENT = 4096
 
 export async function openImage(options: ImageOptions): Promise<OpenImage> {
   const { path } = options
+  assert(options.locked || options.readOnly, 'what is written is locked')
   refuseOddTypes(await look(path), path)
   const handle = await openDescriptor(options)
   try {
     const stats = await handle.stat({ bigint: true })
     refuseOddTypes(stats, path)
-    await lockImage(
-      {
-        fd: handle.fd,
-        path,
-        readOnly: options.readOnly,
-        device: stats.dev,
-        inode: stats.ino,
-      },
-      options.native,
-      options.logger,
-    )
-    return { handle, readOnly: options.readOnly, ...(await measure(stats, options)) }
+    const { locked, logger, native, readOnly } = options
+    const subject = { fd: handle.fd, path, readOnly, device: stats.dev, inode: stats.ino }
+    if (locked) await lockImage(subject, native, logger)
+    return { handle, readOnly, ...(await measure(stats, options)) }
   } catch (error) {
     await handle.close()
     throw error

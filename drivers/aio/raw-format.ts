@@ -3,10 +3,10 @@
 import { open, stat } from 'node:fs/promises'
 
 import { Fault } from '../../core/fault.ts'
-import { SILENT } from '../../core/logger.ts'
 import { SECTOR } from '../../core/units.ts'
 import type { ImageFormat, ImageLayer } from '../image-format.ts'
 import { openImageFile } from './aio.ts'
+import { unlockedLook } from './unlocked-look.ts'
 
 export const rawFormat: ImageFormat = {
   name: 'aio',
@@ -39,9 +39,7 @@ export const rawFormat: ImageFormat = {
     }
   },
   async describe(path) {
-    const file = await openImageFile(path, { readOnly: true, logger: SILENT, threads: 1 })
-    const { size } = file.geometry
-    await file.close()
+    const size = await unlockedLook(path, (file) => Promise.resolve(file.geometry.size))
     const { blocks } = await stat(path)
     return {
       ...{ path, format: 'aio', size, fileSize: size, allocated: blocks * SECTOR },

@@ -20,9 +20,11 @@ import {
   type SettingDescription,
   type Stage,
 } from '../driver.ts'
+import { unlockedLook } from '../aio/unlocked-look.ts'
 import type { NewImage, Progress } from '../image-format.ts'
 import { openQcow } from './open-qcow.ts'
 import { PREALLOCATIONS, preallocate } from './preallocation.ts'
+import { versionOf } from './version.ts'
 
 export const QCOW_CREATION: Readonly<Record<string, SettingDescription>> = {
   version: { meaning: 'version of the format; 3 unless given', values: '1|2|3' },
@@ -137,18 +139,15 @@ async function backingOf(path: string, { backing }: NewImage): Promise<NewQcow2[
 
 /** What qemu calls the version of a QCOW image. */
 async function qcowName(path: string): Promise<string> {
-  // With all folders allowed: it is the operator who names it here, not the image.
-  const use = { readOnly: true, logger: SILENT, parents: ['/'], alone: true }
-  const image = await openQcow(path, use)
-  await image.close()
-  const handle = await open(path)
   try {
-    const version = Buffer.alloc(4)
-    await handle.read(version, 0, 4, 4)
-    return version.readUInt32BE(0) === 1 ? 'qcow' : 'qcow2'
-  } finally {
-    await handle.close()
+    // With all folders allowed: it is the operator who names it here, not the image.
+    const use = { readOnly: true, logger: SILENT, parents: ['/'], alone: true }
+    await (await openQcow(path, use)).close()
+  } catch (error) {
+    // What is served could be opened.
+    if (!(error instanceof Fault) || error.code !== 'IN_USE') throw error
   }
+  return unlockedLook(path, async (file) => ((await versionOf(file)) === 1 ? 'qcow' : 'qcow2'))
 }
 
 /** Makes a file with these bytes at its beginning; `size` bytes long where that is more. */

@@ -3,7 +3,6 @@
 import { stat } from 'node:fs/promises'
 
 import { Fault } from '../../core/fault.ts'
-import { SILENT } from '../../core/logger.ts'
 import { SECTOR } from '../../core/units.ts'
 import { EXTENSION } from '../../formats/qcow/header-extensions.ts'
 import {
@@ -14,7 +13,7 @@ import {
   RAW_DATA_FILE,
   type Qcow2Header,
 } from '../../formats/qcow/header.ts'
-import { openImageFile } from '../aio/aio.ts'
+import { unlockedLook } from '../aio/unlocked-look.ts'
 import { BackingChain } from '../backing-chain.ts'
 import type {
   BackingPlace,
@@ -43,8 +42,7 @@ export const qcowFormat: ImageFormat = {
 
 async function describe(path: string, parents: readonly string[]): Promise<ImageDescription> {
   const { blocks } = await stat(path)
-  const file = await openImageFile(path, { readOnly: true, logger: SILENT, threads: 1 })
-  try {
+  return unlockedLook(path, async (file) => {
     const common = {
       path,
       format: 'qcow',
@@ -66,9 +64,7 @@ async function describe(path: string, parents: readonly string[]): Promise<Image
       backing: await placeOf(backingOf(header), path, parents),
       details: detailsOf(header, snapshots),
     }
-  } finally {
-    await file.close()
-  }
+  })
 }
 
 /** What colotap calls the formats that images name. */

@@ -52,8 +52,10 @@ import {
   type SettingDescription,
   type Stage,
 } from '../driver.ts'
+import { unlockedLook } from '../aio/unlocked-look.ts'
 import type { NewImage } from '../image-format.ts'
 import { openVhd } from './open-vhd.ts'
+import { readStructures } from './vhd-structures.ts'
 
 export const VHD_CREATION: Readonly<Record<string, SettingDescription>> = {
   subformat: {
@@ -132,12 +134,21 @@ async function lookAt(
     const size = Math.ceil(found.size / SECTOR) * SECTOR
     return { path, uuid: Buffer.alloc(16), timestamp, size }
   }
-  // With all folders allowed: it is the operator who names it here, not the image.
-  const use = { readOnly: true, logger: SILENT, parents: ['/'] }
-  const parent = await openVhd(absolute, use)
-  const { footer } = parent
-  await parent.close()
+  const footer = await footerIn(absolute)
   return { path, uuid: footer.uuid, timestamp, size: footer.currentSize }
+}
+
+/** The footer of an image that can be opened, or that is served and so was. */
+async function footerIn(path: string): Promise<Footer> {
+  try {
+    // With all folders allowed: it is the operator who names it here, not the image.
+    const image = await openVhd(path, { readOnly: true, logger: SILENT, parents: ['/'] })
+    await image.close()
+    return image.footer
+  } catch (error) {
+    if (!(error instanceof Fault) || error.code !== 'IN_USE') throw error
+    return (await unlockedLook(path, (file) => readStructures(file, path))).footer
+  }
 }
 
 function fixedImage(size: number): Piece[] {

@@ -12,6 +12,7 @@ import { chsSize } from '../../formats/vhd/geometry.ts'
 import { endOf, endOfBlocks, nextSlot, slotSize, UNUSED } from '../../formats/vhd/layout.ts'
 import type { ImageFile } from '../aio/aio-device.ts'
 import { openImageFile } from '../aio/aio.ts'
+import { unlockedLook } from '../aio/unlocked-look.ts'
 import { BackingChain } from '../backing-chain.ts'
 import type {
   BackingPlace,
@@ -38,7 +39,7 @@ export const vhdFormat: ImageFormat = {
 
 async function describe(path: string, parents: readonly string[]): Promise<ImageDescription> {
   const { size: fileSize, blocks } = await statOf(path)
-  const structures = await inspected(path, (file) => readStructures(file, path))
+  const structures = await unlockedLook(path, (file) => readStructures(file, path))
   const { footer } = structures
   return {
     path,

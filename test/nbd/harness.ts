@@ -16,7 +16,7 @@ import type { ListenAddress } from '../../nbd/address.ts'
 import { NbdClient } from '../../nbd/client.ts'
 import { goPayload, optionRequest } from '../../nbd/client-handshake.ts'
 import { writeRequest } from '../../nbd/client.ts'
-import type { ExportTable } from '../../nbd/export.ts'
+import type { ExportTable, Hold } from '../../nbd/export.ts'
 import { NBD_OPT_GO, NBD_REP_ACK, NBD_REP_INFO, REQUEST_HEADER_SIZE } from '../../nbd/protocol.ts'
 import { NbdServer, type ServerLimits } from '../../nbd/server.ts'
 import type { TransportMode } from '../../nbd/transport.ts'
@@ -38,11 +38,18 @@ export interface StageOptions {
   readonly poolBytes?: number
   readonly limits?: Partial<ServerLimits>
   readonly transport?: TransportMode
+  /** Of the export. */
+  readonly hold?: Hold
 }
 
 export function tableOf(...devices: [string, MemoryDevice][]): ExportTable {
   const exports = devices.map(([name, device]) => ({ name, device, description: `the ${name}` }))
   return { find: (name) => exports.find((one) => one.name === name), list: () => exports }
+}
+
+function held(device: MemoryDevice, hold: Hold): ExportTable {
+  const disk = { name: 'disk', description: '', device, hold }
+  return { find: () => disk, list: () => [disk] }
 }
 
 export async function temporaryFolder(t: Test): Promise<string> {
@@ -56,7 +63,7 @@ export async function stage(t: Test, options: StageOptions = {}): Promise<Stage>
   const device = options.device ?? new MemoryDevice(4 * MiB)
   const pool = new BufferPool(options.poolBytes ?? 64 * MiB)
   const server = new NbdServer({
-    exports: tableOf(['disk', device]),
+    exports: options.hold === undefined ? tableOf(['disk', device]) : held(device, options.hold),
     pool,
     logger: SILENT,
     limits: { lingerMs: 200, closeMs: 5000, ...options.limits },
