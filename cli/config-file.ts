@@ -16,6 +16,7 @@ export interface ExportConfig {
   readonly pipeline: string
   readonly description?: string
   readonly readOnly?: boolean
+  readonly allow?: readonly string[]
 }
 
 /** Each field is absent where the file does not say it. */
@@ -52,6 +53,7 @@ const EXPORT_KEYS = {
   pipeline: 'string',
   description: 'string',
   'read-only': 'boolean',
+  allow: 'array',
 } as const
 
 type Kind = 'string' | 'boolean' | 'number' | 'array'
@@ -80,10 +82,7 @@ export async function readConfig(path: string): Promise<ServeConfig> {
 export function parseConfig(text: string, path: string): ServeConfig {
   const top = check(parseToml(text, path), KEYS, path)
   const exports = (top.export ?? []).map((each, index) => parseExport(each, index, path))
-  const listen = (top.listen ?? []).map((each) => {
-    if (typeof each !== 'string') throw wrong(path, 'every entry of listen must be a string')
-    return each
-  })
+  const listen = strings('listen', top.listen ?? [], path)
   return {
     exports,
     listen,
@@ -101,7 +100,8 @@ export function parseConfig(text: string, path: string): ServeConfig {
 
 function parseExport(value: unknown, index: number, path: string): ExportConfig {
   const where = `${path}, export ${index + 1}`
-  const { name, pipeline, description, 'read-only': readOnly } = check(value, EXPORT_KEYS, where)
+  const checked = check(value, EXPORT_KEYS, where)
+  const { name, pipeline, description, 'read-only': readOnly, allow } = checked
   if (name === undefined) throw wrong(where, 'name is missing')
   if (pipeline === undefined) throw wrong(where, 'pipeline is missing')
   return {
@@ -109,7 +109,15 @@ function parseExport(value: unknown, index: number, path: string): ExportConfig 
     pipeline,
     ...present('description', description),
     ...present('readOnly', readOnly),
+    ...present('allow', allow && strings('allow', allow, where)),
   }
+}
+
+function strings(key: string, values: readonly unknown[], where: string): string[] {
+  return values.map((each) => {
+    if (typeof each !== 'string') throw wrong(where, `every entry of ${key} must be a string`)
+    return each
+  })
 }
 
 function parseToml(text: string, path: string): unknown {

@@ -151,7 +151,8 @@ export class ExportSet implements ExportTable {
     return change
   }
 
-  async #open({ name, pipeline, description, readOnly }: ExportSettings): Promise<ServedExport> {
+  async #open({ pipeline, readOnly, ...shown }: ExportSettings): Promise<ServedExport> {
+    const { name } = shown
     const { drivers, logger, insecure, registry, onEvent } = this.#options
     const context: OpenContext = {
       exportName: name,
@@ -161,7 +162,7 @@ export class ExportSet implements ExportTable {
       attachReplica: (stage, mode, below) => registry.attach(stage, mode, name, below),
     }
     const opened = await openPipeline(pipeline, drivers, context, onEvent)
-    return { name, description, ...opened, hold: opened.pipeline.movable }
+    return { ...shown, ...opened, hold: opened.pipeline.movable }
   }
 
   /** Closes what was opened in vain. */

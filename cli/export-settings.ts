@@ -1,6 +1,7 @@
 /** What is said of an export, on the command line, in the configuration file or to a running server; checked. */
 
 import { Fault } from '../core/fault.ts'
+import { parseClientRule, type ClientRule } from '../nbd/access.ts'
 import type { ExportConfig } from './config-file.ts'
 
 export interface ExportSettings {
@@ -8,6 +9,8 @@ export interface ExportSettings {
   readonly pipeline: string
   readonly description: string
   readonly readOnly: boolean
+  /** Who may use it; undefined where everybody may who can connect. */
+  readonly clients?: readonly ClientRule[]
 }
 
 /** The protocol's limit on a name or a description (NBD, "String values"), in bytes. */
@@ -15,7 +18,7 @@ const LONGEST_STRING = 4096
 
 /** @throws Fault INVALID when a client could not ask for such an export */
 export function exportSettings(config: ExportConfig, allReadOnly: boolean): ExportSettings {
-  const { name, pipeline, description = '', readOnly = false } = config
+  const { name, pipeline, description = '', readOnly = false, allow } = config
   const wrong = objectionToName(name)
   if (wrong !== undefined) {
     throw new Fault('INVALID', `an export's name ${wrong}`, { where: `${name}=${pipeline}` })
@@ -25,7 +28,31 @@ export function exportSettings(config: ExportConfig, allReadOnly: boolean): Expo
       where: `export "${name}"`,
     })
   }
-  return { name, pipeline, description, readOnly: readOnly || allReadOnly }
+  if (allow?.length === 0) {
+    throw new Fault('INVALID', 'the export allows nobody: allow is empty', {
+      where: `export "${name}"`,
+      remedy: 'name clients, or leave it out',
+    })
+  }
+  const clients = allow?.map(parseClientRule)
+  const settings = { name, pipeline, description, readOnly: readOnly || allReadOnly }
+  return clients === undefined ? settings : { ...settings, clients }
+}
+
+/**
+ * The exports with one more client for one of them, as NAME=CLIENT says. Names may have a `=` in them, as clients may: the
+ * longest name that fits is meant.
+ * @throws Fault INVALID when there is no such export, or it names no client
+ */
+export function allowing(exports: readonly ExportSettings[], text: string): ExportSettings[] {
+  const meant = exports
+    .filter(({ name }) => text.startsWith(`${name}=`))
+    .sort((a, b) => b.name.length - a.name.length)[0]
+  if (meant === undefined)
+    throw new Fault('INVALID', `--allow "${text}" is not NAME=CLIENT with the name of an export`)
+  const rule = parseClientRule(text.slice(meant.name.length + 1))
+  const clients = [...(meant.clients ?? []), rule]
+  return exports.map((each) => (each === meant ? { ...each, clients } : each))
 }
 
 function objectionToName(name: string): string | undefined {

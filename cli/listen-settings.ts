@@ -1,7 +1,10 @@
 /** Where `colotap serve` listens for NBD clients, and who could reach that. */
 
+import { isDeepStrictEqual } from 'node:util'
+
 import { isLoopback } from '../core/address.ts'
 import { Fault } from '../core/fault.ts'
+import type { ClientRule } from '../nbd/access.ts'
 import {
   formatListenPlace,
   type InheritedSocket,
@@ -18,15 +21,20 @@ export function listenPlaces(
   inherited: readonly InheritedSocket[],
 ): ListenPlace[] {
   const places: ListenPlace[] = []
-  const used = new Set<InheritedSocket>()
+  const used = new Map<InheritedSocket, InheritedSocket>()
   for (const spec of specs) {
     if (spec.kind !== 'systemd') {
       places.push(spec)
       continue
     }
-    const named = inherited.filter(({ name }) => spec.name === undefined || name === spec.name)
-    if (named.length === 0) throw notPassed(spec.name, inherited)
-    for (const socket of named) used.add(socket)
+    const { name, tls } = spec
+    const named = inherited.filter((socket) => name === undefined || socket.name === name)
+    if (named.length === 0) throw notPassed(name, inherited)
+    for (const socket of named) {
+      const before = used.get(socket)
+      if (before !== undefined && !isDeepStrictEqual(before.tls, tls)) throw toldTwice(socket)
+      used.set(socket, { ...socket, ...(tls && { tls }) })
+    }
   }
   const unused = inherited.find((socket) => !used.has(socket))
   if (unused !== undefined) {
@@ -35,7 +43,14 @@ export function listenPlaces(
       remedy: `listen on systemd, or systemd:${unused.name}, or take it out of the socket unit`,
     })
   }
-  return [...places, ...used]
+  return [...places, ...used.values()]
+}
+
+function toldTwice(socket: InheritedSocket): Fault {
+  return new Fault('INVALID', 'a socket of systemd is to be listened on with and without TLS', {
+    where: formatListenPlace(socket),
+    remedy: 'say it once, or with the same tls settings',
+  })
 }
 
 function notPassed(name: string | undefined, inherited: readonly InheritedSocket[]): Fault {
@@ -47,12 +62,41 @@ function notPassed(name: string | undefined, inherited: readonly InheritedSocket
   })
 }
 
-/** @throws Fault NOT_PERMITTED when others than this machine could connect without encryption */
+/** @throws Fault NOT_PERMITTED when others than this machine could connect without encryption, or without a proof of who they are */
 export function refuseExposure(place: ListenPlace): void {
   if (place.kind !== 'tcp' || isLoopback(place.host)) return
-  throw new Fault('NOT_PERMITTED', 'NBD would be served beyond this machine without encryption', {
+  const { tls } = place
+  if (tls?.required === true && !tls.anybody) return
+  const [what, remedy] =
+    tls === undefined
+      ? [
+          'without encryption',
+          'give ?tls-creds=DIR or ?tls-psk=FILE, listen on loopback or a unix socket behind a tunnel',
+        ]
+      : tls.required
+        ? ['to anybody', 'leave out tls-verify=off']
+        : ['without encryption to who wants it so', 'leave out tls=optional']
+  throw new Fault('NOT_PERMITTED', `NBD would be served beyond this machine ${what}`, {
     where: formatListenPlace(place),
-    remedy:
-      'listen on loopback or a unix socket behind a tunnel, or accept the risk with --insecure',
+    remedy: `${remedy}, or accept the risk with --insecure`,
+  })
+}
+
+/**
+ * @param clients whom an export is for
+ * @throws Fault INVALID when none of them could prove it at any of the places
+ */
+export function refuseUnreachable(
+  exportName: string,
+  clients: readonly ClientRule[],
+  places: readonly ListenPlace[],
+): void {
+  const provable = new Set(
+    places.map(({ tls }) => (tls?.anybody === true ? 'none' : tls?.source.kind)),
+  )
+  if (clients.some(({ kind }) => provable.has(kind === 'psk' ? 'psk' : 'x509'))) return
+  throw new Fault('INVALID', 'no client that the export allows could prove itself', {
+    where: `export "${exportName}"`,
+    remedy: 'listen with tls-creds=DIR for cn: and dn:, or with tls-psk=FILE for psk:',
   })
 }

@@ -9,8 +9,14 @@ import type { ServerLimits } from '../nbd/server.ts'
 import { usageError, type Given, type Subcommand, type Terminal } from './command-line.ts'
 import type { ExportConfig, ServeConfig } from './config-file.ts'
 import { defaultControlPath } from './control-socket.ts'
-import { exportSettings, parseExport, refuseTwins, type ExportSettings } from './export-settings.ts'
-import { listenPlaces, refuseExposure } from './listen-settings.ts'
+import {
+  allowing,
+  exportSettings,
+  parseExport,
+  refuseTwins,
+  type ExportSettings,
+} from './export-settings.ts'
+import { listenPlaces, refuseExposure, refuseUnreachable } from './listen-settings.ts'
 import { defaultStateDir } from './state-dir.ts'
 import { inheritedSockets } from './systemd.ts'
 
@@ -49,12 +55,15 @@ export function settingsOf(
   const readOnly = given.has('read-only') || config.readOnly === true
   const insecure = given.has('insecure') || config.insecure === true
   // What is wrong with a flag is a wrong command line; the same in the file is not.
-  const exports = [
+  const own = [
     ...config.exports.map((each) => exportSettings(each, readOnly)),
     ...given
       .values('export')
       .map((text) => ofFlag(command, () => exportSettings(ofExportFlag(command, text), readOnly))),
   ]
+  const exports = given
+    .values('allow')
+    .reduce((all, text) => ofFlag(command, () => allowing(all, text)), own)
   const specs = [
     ...config.listen.map(parseListenSpec),
     ...given.values('listen').map((text) => ofFlag(command, () => parseListenSpec(text))),
@@ -68,6 +77,8 @@ export function settingsOf(
   }
   refuseTwins(exports)
   const listen = listenPlaces(specs, inheritedSockets(terminal.env, terminal.pid))
+  for (const { name, clients } of exports)
+    if (clients !== undefined) refuseUnreachable(name, clients, listen)
   if (!insecure) for (const place of listen) refuseExposure(place)
   return {
     exports,

@@ -38,7 +38,13 @@ export const serve: Subcommand = {
     listen: {
       value: 'unix:PATH|tcp:HOST:PORT|systemd',
       repeats: true,
-      meaning: 'accept NBD clients here; at least one is needed',
+      meaning:
+        'accept NBD clients here; at least one is needed; ?tls-creds=DIR or ?tls-psk=FILE for TLS',
+    },
+    allow: {
+      value: 'NAME=CLIENT',
+      repeats: true,
+      meaning: 'keep an export for the clients named: cn:NAME, dn:SUBJECT or psk:USER',
     },
     'max-connections': { value: 'N', meaning: 'NBD clients at a time (1000)' },
     'handshake-timeout-ms': { value: 'MS', meaning: 'how long a client may negotiate (10000)' },

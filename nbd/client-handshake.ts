@@ -33,6 +33,7 @@ import {
   NBD_REP_ACK,
   NBD_REP_ERR_POLICY,
   NBD_REP_ERR_SHUTDOWN,
+  NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
@@ -313,6 +314,8 @@ export class ClientHandshake {
       if (type === NBD_REP_ERR_UNSUP) return this.#askByName(exportName)
     }
     const said = message === '' ? '' : `: ${message}`
+    if (type === NBD_REP_ERR_TLS_REQD)
+      return this.#fail('NOT_PERMITTED', `the server demands TLS${said}`)
     if (type === NBD_REP_ERR_UNKNOWN)
       return this.#fail('NOT_FOUND', `the server has no such export${said}`)
     if (type === NBD_REP_ERR_SHUTDOWN)

@@ -1,7 +1,7 @@
 /**
  * One client of the server: moves bytes from its socket to the handshake, then to the decoder, and ends in order.
  *
- *   negotiation -> transmission -> ending -> closed
+ *   negotiation -> securing -> negotiation -> transmission -> ending -> closed        (securing: only where TLS is started)
  *
  * Invariants:
  *  - While a request waits for admission the socket is not read: what a client can queue here is one chunk.
@@ -12,12 +12,16 @@
 
 import type net from 'node:net'
 
+import { assert } from '../core/assert.ts'
 import type { Logger } from '../core/logger.ts'
 import { RequestDecoder } from './decoder.ts'
 import type { Export, ExportTable } from './export.ts'
 import { MemoryClaim, type MemoryShare } from './memory-share.ts'
+import { tlsStateOf, type ListenerSecurity } from './listener-security.ts'
 import { Negotiation, greeting, type Agreement, type NegotiationLimits } from './negotiation.ts'
+import { PacedSocket } from './paced-socket.ts'
 import { MAX_PAYLOAD } from './protocol.ts'
+import { startTls } from './start-tls.ts'
 import { Transmission, type Window } from './transmission.ts'
 import {
   SCRATCH,
@@ -37,10 +41,12 @@ export interface ConnectionOptions {
   /** How long a client may take to close its side after the server closed its own. */
   readonly lingerMs: number
   readonly transport: TransportMode
+  /** Of the listener that accepted it; undefined where there is no TLS. */
+  readonly security: ListenerSecurity | undefined
   readonly onClosed: (connection: Connection) => void
 }
 
-type Phase = 'negotiation' | 'transmission' | 'ending' | 'closed'
+type Phase = 'negotiation' | 'securing' | 'transmission' | 'ending' | 'closed'
 
 /** What status shows of a connection. */
 export interface ConnectionStatus {
@@ -67,7 +73,10 @@ export class Connection implements Receiver {
   /** Pieces of any size that came from the client. */
   reads = 0
   readonly #options: ConnectionOptions
-  readonly #socket: net.Socket
+  /** Another one once TLS is there. */
+  #socket: net.Socket
+  /** Who the client has proved to be, under TLS. */
+  #identity: string | undefined
   readonly #negotiation: Negotiation
   #deadline: NodeJS.Timeout | undefined
   #phase: Phase = 'negotiation'
@@ -81,6 +90,8 @@ export class Connection implements Receiver {
   #stashAt = 0
   #stalled = false
   #ended = false
+  /** The server has ended it. */
+  #cut = false
   #reported = false
 
   constructor(accepted: net.Socket, id: number, options: ConnectionOptions) {
@@ -88,21 +99,24 @@ export class Connection implements Receiver {
     this.peer = peerName(accepted)
     this.#options = options
     this.claim = new MemoryClaim(this.#onProgress)
-    this.#negotiation = new Negotiation(options.exports, options.negotiation)
+    const tls = tlsStateOf(options.security)
+    this.#negotiation = new Negotiation(options.exports, options.negotiation, tls)
     this.#socket = adoptSocket(accepted, this, options.transport)
     this.#socket.setNoDelay(true)
     this.#socket.setKeepAlive(true, 30_000)
-    this.#socket.on('error', (error) => {
-      options.logger.debug({ connection: id, peer: this.peer, error }, 'connection failed')
-    })
-    this.#socket.on('end', this.#onEnd)
-    this.#socket.on('close', this.#onClose)
-    this.#socket.on('drain', this.#onDrain)
+    this.#listen(this.#socket)
     this.#deadline = setTimeout(() => {
       this.#drop('the handshake took too long')
     }, options.handshakeMs)
     this.#socket.write(greeting())
     this.#socket.resume()
+  }
+
+  #listen(socket: net.Socket): void {
+    socket.on('error', this.#onError)
+    socket.on('end', this.#onEnd)
+    socket.on('close', this.#onClose)
+    socket.on('drain', this.#onDrain)
   }
 
   get status(): ConnectionStatus {
@@ -134,6 +148,10 @@ export class Connection implements Receiver {
     return this.#phase === 'transmission' && this.#transmission?.executing === 0
   }
 
+  get #negotiating(): boolean {
+    return this.#phase === 'negotiation' || this.#phase === 'securing'
+  }
+
   /** A number that changes with every step the client takes: a request sent whole, replies taken. */
   get steps(): number {
     return this.#transmission?.steps ?? 0
@@ -146,7 +164,7 @@ export class Connection implements Receiver {
 
   /** Ends in order: a handshake at once, a transmission when it is quiet. New requests get ESHUTDOWN meanwhile. */
   shutDown(): void {
-    if (this.#phase === 'negotiation') return this.destroy()
+    if (this.#negotiating) return this.destroy()
     this.#transmission?.stop()
     // What waits to be admitted is refused now.
     if (this.#stalled) this.#goOn()
@@ -155,6 +173,7 @@ export class Connection implements Receiver {
 
   /** Closes the socket at once. Requests with the device still finish. */
   destroy(): void {
+    this.#cut = true
     this.#socket.destroy()
   }
 
@@ -194,11 +213,39 @@ export class Connection implements Receiver {
       const decoder = this.#decoder
       if (decoder !== undefined && consumed < bytes.length)
         this.#decode(decoder, bytes, consumed, bytes.length)
+    } else if (outcome.kind === 'startTls') {
+      this.#secure(outcome.granted)
     } else if (outcome.fault) {
       this.#drop(outcome.reason)
     } else {
       this.#end()
     }
+  }
+
+  /** The deadline of the handshake is TLS's as well. */
+  #secure(granted: Buffer): void {
+    const { security, logger } = this.#options
+    assert(security !== undefined, 'TLS is granted where there are credentials')
+    const raw = this.#socket
+    this.#phase = 'securing'
+    startTls(raw, granted, security, logger, {
+      secured: (socket, identity, who) => {
+        if (this.#phase !== 'securing') return void socket.destroy()
+        // It closes the one below it, and is closed with it.
+        raw.off('end', this.#onEnd).off('close', this.#onClose).off('drain', this.#onDrain)
+        this.#phase = 'negotiation'
+        this.#identity = identity
+        this.#negotiation.secured(who)
+        this.#socket = adoptSocket(socket, this, 'copying')
+        this.#listen(socket)
+        socket.resume()
+      },
+      // A client whose certificate fails must be sent away, though it is encrypted (section "FORCEDTLS mode").
+      failed: (reason) => {
+        // The client may have gone by itself, because it does not accept this side: that is worth a line, too.
+        if (!this.#cut) this.#drop(`TLS: ${reason}`)
+      },
+    })
   }
 
   #transmit({ chosen, format, contexts }: Agreement): void {
@@ -214,14 +261,15 @@ export class Connection implements Receiver {
       window,
       logger,
       claim: this.claim,
-      socket: this.#socket,
+      socket: this.#identity === undefined ? this.#socket : new PacedSocket(this.#socket),
       onProgress: this.#onProgress,
     })
     const style = format.kind === 'extended' ? 'extended' : 'compact'
     this.#decoder = new RequestDecoder(this.#transmission, MAX_DRAIN, style)
     const { id, peer } = this
+    const identity = this.#identity
     logger.debug(
-      { connection: id, peer, export: chosen.name, replies: format.kind },
+      { connection: id, peer, identity, export: chosen.name, replies: format.kind },
       'client attached',
     )
   }
@@ -275,8 +323,13 @@ export class Connection implements Receiver {
     if (this.#phase === 'negotiation') this.#socket.resume()
   }
 
+  readonly #onError = (error: Error): void => {
+    const { id, peer } = this
+    this.#options.logger.debug({ connection: id, peer, error }, 'connection failed')
+  }
+
   readonly #onEnd = (): void => {
-    if (this.#phase === 'negotiation') return this.destroy()
+    if (this.#negotiating) return this.destroy()
     if (this.#ended) this.#socket.destroySoon()
     else this.#beginEnding()
   }

@@ -4,6 +4,7 @@
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
+import type { ClientRule } from './access.ts'
 import {
   MAX_PAYLOAD,
   NBD_FLAG_BLOCK_STATUS_PAYLOAD,
@@ -36,6 +37,8 @@ export interface Export {
   /** Behind the guard: any range may be asked for, and a bad one is a Fault. */
   readonly device: BlockDevice
   readonly hold?: Hold
+  /** Who may use it; undefined where everybody may who can connect. */
+  readonly clients?: readonly ClientRule[]
 }
 
 export interface ExportTable {

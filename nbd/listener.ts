@@ -47,9 +47,12 @@ async function bind(
   }
   if (address.kind === 'inherited') {
     const bound = await listenOnDescriptor(server, address.fd, 'NBD socket')
-    const tcp = bound && ({ kind: 'tcp', host: bound.address, port: bound.port } as const)
+    const { tls } = address
+    const tcp =
+      bound &&
+      ({ kind: 'tcp', host: bound.address, port: bound.port, ...(tls && { tls }) } as const)
     return { address: tcp ?? address, unlink: () => Promise.resolve() }
   }
   const { host, port } = await listenOnPort(server, address, 'NBD port')
-  return { address: { kind: 'tcp', host, port }, unlink: () => Promise.resolve() }
+  return { address: { ...address, host, port }, unlink: () => Promise.resolve() }
 }

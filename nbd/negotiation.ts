@@ -3,17 +3,30 @@
  * No socket, no clock; the connection sends the replies and keeps the deadline.
  *
  * Invariants:
- *  - How the bytes are cut makes no difference: replies and outcome are functions of the byte sequence.
+ *  - How the bytes are cut makes no difference: replies and outcome are functions of the byte sequence. (What follows
+ *    STARTTLS is refused where it is seen here, and otherwise is for TLS to read: it is no option either way.)
  *  - Memory is bounded: a payload is buffered only after its length was found within `maxOptionLength`.
  *  - Every option of a fixed newstyle client is answered, or the connection is closed; never silently skipped.
  *  - After an outcome nothing more is consumed: the rest of the bytes belongs to the transmission phase.
+ *  - Where TLS is required, nothing but STARTTLS and ABORT has an effect before it, and nothing of an export is told.
+ *  - What was negotiated before TLS, and what arrived before it, counts for nothing after it; there is no way back.
  */
 
 import { assert } from '../core/assert.ts'
 import { KiB, MiB } from '../core/units.ts'
+import type { PeerIdentity } from '../net/peer-identity.ts'
+import { isRestricted, visibleTo } from './access.ts'
 import { transmissionFlags, type Export, type ExportTable } from './export.ts'
 import type { MetaContext } from './meta-context.ts'
-import { NEW_SESSION, answerOption, contextsFor, optionReply, type Session } from './options.ts'
+import {
+  NEW_SESSION,
+  answerOption,
+  contextsFor,
+  optionReply,
+  refusalInTheClear,
+  type Session,
+  type TlsState,
+} from './options.ts'
 import {
   IHAVEOPT,
   MAX_STRING,
@@ -22,7 +35,9 @@ import {
   NBD_FLAG_C_NO_ZEROES,
   NBD_FLAG_FIXED_NEWSTYLE,
   NBD_FLAG_NO_ZEROES,
+  NBD_OPT_ABORT,
   NBD_OPT_EXPORT_NAME,
+  NBD_OPT_STARTTLS,
   NBD_REP_ERR_TOO_BIG,
   writeOffset,
 } from './protocol.ts'
@@ -52,6 +67,8 @@ export interface Agreement {
 
 export type NegotiationOutcome =
   | ({ readonly kind: 'transmit' } & Agreement)
+  /** To send `granted` and then speak TLS; `secured` goes on. */
+  | { readonly kind: 'startTls'; readonly granted: Buffer }
   /** `fault`: the client broke the protocol; otherwise it left by the door. */
   | { readonly kind: 'close'; readonly reason: string; readonly fault: boolean }
 
@@ -88,6 +105,9 @@ export function greeting(): Buffer {
 export class Negotiation {
   readonly #exports: ExportTable
   readonly #limits: NegotiationLimits
+  #tls: TlsState
+  /** What the client may use, as far as is known who it is. */
+  #visible: ExportTable
   #expecting: Expecting = { kind: 'clientFlags' }
   /** The fixed-size piece being gathered, and how much of it is there. */
   #piece: Buffer = Buffer.alloc(CLIENT_FLAGS_SIZE)
@@ -100,9 +120,15 @@ export class Negotiation {
   #replies: Buffer[] = []
   #outcome: NegotiationOutcome | undefined
 
-  constructor(exports: ExportTable, limits: NegotiationLimits = NEGOTIATION_LIMITS) {
+  constructor(
+    exports: ExportTable,
+    limits: NegotiationLimits = NEGOTIATION_LIMITS,
+    tls: Exclude<TlsState, 'secured'> = 'none',
+  ) {
     this.#exports = exports
     this.#limits = limits
+    this.#tls = tls
+    this.#visible = visibleTo(exports, undefined)
   }
 
   /** Uses up as much of `input` as the handshake wants. */
@@ -110,7 +136,20 @@ export class Negotiation {
     this.#replies = []
     let at = 0
     while (this.#outcome === undefined && at < input.length) at = this.#take(input, at)
+    // Nobody knows who sent it: the client, or somebody between who wants it to be taken for the client's under TLS.
+    if (this.#outcome?.kind === 'startTls' && at < input.length)
+      this.#drop('data behind STARTTLS, before it was granted')
     return { consumed: at, replies: this.#replies, outcome: this.#outcome }
+  }
+
+  /** TLS is there, and the client has proved to be `identity`. The options begin anew; its flags, said once, remain. */
+  secured(identity: PeerIdentity): void {
+    assert(this.#outcome?.kind === 'startTls', 'TLS was asked for')
+    this.#outcome = undefined
+    this.#tls = 'secured'
+    this.#session = NEW_SESSION
+    this.#visible = visibleTo(this.#exports, identity)
+    this.#nextOption()
   }
 
   /** Moves on by one piece or to the end of the input; gives the new position. */
@@ -160,6 +199,8 @@ export class Negotiation {
     this.#bytes += OPTION_HEADER_SIZE + length
     if (this.#options > maxOptions) return this.#drop(`more than ${maxOptions} options`)
     if (this.#bytes > maxBytes) return this.#drop(`more than ${maxBytes} bytes of options`)
+    if (this.#tls === 'required' && option !== NBD_OPT_STARTTLS && option !== NBD_OPT_ABORT)
+      return this.#refuseInTheClear(option, length)
     if (option === NBD_OPT_EXPORT_NAME) {
       // This option has no error reply: closing is the only refusal.
       if (length > MAX_STRING) return this.#drop(`an export name of ${length} bytes`)
@@ -173,12 +214,21 @@ export class Negotiation {
     else this.#gather({ kind: 'optionPayload', option }, length)
   }
 
+  #refuseInTheClear(option: number, length: number): void {
+    if (option === NBD_OPT_EXPORT_NAME) return this.#drop('EXPORT_NAME without TLS')
+    if (!this.#fixedNewstyle) return this.#drop('a client that is not fixed newstyle, without TLS')
+    if (length === 0) this.#reply(refusalInTheClear(option))
+    else this.#drain(length, refusalInTheClear(option))
+  }
+
   #option(option: number, payload: Buffer): void {
     if (option === NBD_OPT_EXPORT_NAME) return this.#exportName(payload)
     const answer = answerOption({
       option,
       payload,
-      exports: this.#exports,
+      exports: this.#visible,
+      restricted: isRestricted(this.#exports),
+      tls: this.#tls,
       session: this.#session,
     })
     this.#replies.push(...answer.replies)
@@ -188,6 +238,8 @@ export class Negotiation {
         return this.#nextOption()
       case 'transmit':
         return this.#transmit(answer.chosen)
+      case 'startTls':
+        return this.#finish({ kind: 'startTls', granted: answer.granted })
       case 'abort':
         return this.#finish({ kind: 'close', reason: 'the client aborted', fault: false })
     }
@@ -197,7 +249,7 @@ export class Negotiation {
   #exportName(payload: Buffer): void {
     const { format } = this.#session
     if (format.kind === 'extended') return this.#drop('EXPORT_NAME with extended headers')
-    const chosen = this.#exports.find(payload.toString('utf8'))
+    const chosen = this.#visible.find(payload.toString('utf8'))
     // The decoder replaces bad UTF-8; comparing the bytes keeps such a name from meaning another export.
     if (chosen === undefined || !Buffer.from(chosen.name).equals(payload))
       return this.#drop('EXPORT_NAME of an export that is not there')

@@ -18,10 +18,13 @@ import {
   NBD_OPT_LIST,
   NBD_OPT_LIST_META_CONTEXT,
   NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
   NBD_REP_ERR_EXT_HEADER_REQD,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_POLICY,
+  NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
@@ -47,16 +50,28 @@ interface Selection {
 
 export const NEW_SESSION: Session = { format: SIMPLE, selection: undefined }
 
+/**
+ * What a connection is to TLS (section "TLS support"): one without it, on which it is offered or demanded (NOTLS, SELECTIVETLS
+ * and FORCEDTLS there), or one that has it.
+ */
+export type TlsState = 'none' | 'offered' | 'required' | 'secured'
+
 /** Every answer has its replies; what else follows from the option is its kind. */
 export type OptionAnswer =
   | { readonly kind: 'continue'; readonly replies: readonly Buffer[]; readonly session: Session }
   | { readonly kind: 'transmit'; readonly replies: readonly Buffer[]; readonly chosen: Export }
+  /** The only reply is for whoever starts TLS to send: nothing may come between them. */
+  | { readonly kind: 'startTls'; readonly replies: readonly []; readonly granted: Buffer }
   | { readonly kind: 'abort'; readonly replies: readonly Buffer[] }
 
 interface Question {
   readonly option: number
   readonly payload: Buffer
+  /** What this client may use. */
   readonly exports: ExportTable
+  /** Some exports are kept from some clients: then none may learn which names exist. */
+  readonly restricted: boolean
+  readonly tls: TlsState
   readonly session: Session
 }
 
@@ -65,6 +80,7 @@ type Answer = (question: Question) => OptionAnswer
 const ANSWERS: ReadonlyMap<number, Answer> = new Map<number, Answer>([
   [NBD_OPT_ABORT, ({ option }) => ({ kind: 'abort', replies: [acknowledgement(option)] })],
   [NBD_OPT_LIST, answerList],
+  [NBD_OPT_STARTTLS, answerStartTls],
   [NBD_OPT_INFO, answerInfo],
   [NBD_OPT_GO, answerInfo],
   [NBD_OPT_STRUCTURED_REPLY, answerStructuredReply],
@@ -97,6 +113,11 @@ export function optionReply(option: number, type: number, data: Buffer | string 
   return bytes
 }
 
+/** Any option but STARTTLS and ABORT where TLS is required, before it is there. */
+export function refusalInTheClear(option: number): Buffer {
+  return optionReply(option, NBD_REP_ERR_TLS_REQD, 'start TLS first')
+}
+
 function acknowledgement(option: number): Buffer {
   return optionReply(option, NBD_REP_ACK)
 }
@@ -121,9 +142,22 @@ function refusePayload(question: Question, { kind, reason }: BadPayload): Option
   return refuse(question, kind === 'invalid' ? NBD_REP_ERR_INVALID : NBD_REP_ERR_TOO_BIG, reason)
 }
 
+/** The same answer for an export that is not there as for one that is for others. */
 function refuseName(question: Question, name: string): OptionAnswer {
-  const message = `no export is named ${JSON.stringify(name.slice(0, 256))}`
-  return refuse(question, NBD_REP_ERR_UNKNOWN, message)
+  const { restricted, tls } = question
+  const named = `is named ${JSON.stringify(name.slice(0, 256))}`
+  if (!restricted) return refuse(question, NBD_REP_ERR_UNKNOWN, `no export ${named}`)
+  if (tls === 'offered')
+    return refuse(question, NBD_REP_ERR_TLS_REQD, `no export that needs no TLS ${named}`)
+  return refuse(question, NBD_REP_ERR_POLICY, `no export that this client may use ${named}`)
+}
+
+function answerStartTls(question: Question): OptionAnswer {
+  const { option, payload, tls } = question
+  if (tls === 'none') return refuse(question, NBD_REP_ERR_UNSUP, 'TLS is not offered here')
+  if (tls === 'secured') return refuse(question, NBD_REP_ERR_INVALID, 'TLS is in use already')
+  if (payload.length > 0) return refuse(question, NBD_REP_ERR_INVALID, 'STARTTLS takes no data')
+  return { kind: 'startTls', replies: [], granted: acknowledgement(option) }
 }
 
 function answerList(question: Question): OptionAnswer {

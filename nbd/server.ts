@@ -19,6 +19,7 @@ import { Connection, type ConnectionOptions, type ConnectionStatus } from './con
 import type { Export, ExportTable } from './export.ts'
 import { IdleWatch, type Watch } from './idle-watch.ts'
 import { formatListenPlace, type ListenPlace } from './listen-place.ts'
+import { loadSecurity, tlsStateOf } from './listener-security.ts'
 import { openListener, type Listener } from './listener.ts'
 import { MemoryShare } from './memory-share.ts'
 import { NEGOTIATION_LIMITS, type NegotiationLimits } from './negotiation.ts'
@@ -66,7 +67,7 @@ export class NbdServer {
   readonly #logger: Logger
   readonly #limits: ServerLimits
   readonly #share: MemoryShare
-  readonly #connectionOptions: ConnectionOptions
+  readonly #connectionOptions: Omit<ConnectionOptions, 'security'>
   readonly #connections = new Set<Connection>()
   #listeners: Listener[] = []
   #nextId = 1
@@ -116,11 +117,14 @@ export class NbdServer {
 
   /**
    * Accepts clients at one more address; gives it as bound.
-   * @throws Fault when that is not possible (listener.ts), or SHUTDOWN after close().
+   * @throws Fault when that is not possible (listener.ts), its credentials cannot be used, or SHUTDOWN after close().
    */
   async listen(address: ListenPlace): Promise<ListenPlace> {
     this.#refuseWhenClosing()
-    const listener = await openListener(address, this.#accept, (error) => {
+    const security = await loadSecurity(address.tls)
+    const options = { ...this.#connectionOptions, security }
+    const accept = (socket: net.Socket): void => this.#accept(socket, options)
+    const listener = await openListener(address, accept, (error) => {
       this.#logger.error({ error, listen: formatListenPlace(address) }, 'accepting failed')
     })
     if (this.#closing !== undefined) {
@@ -129,7 +133,8 @@ export class NbdServer {
     }
     this.#listeners.push(listener)
     for (const watch of this.#watches) watch.start()
-    this.#logger.info({ listen: formatListenPlace(listener.address) }, 'NBD listening')
+    const tls = tlsStateOf(security)
+    this.#logger.info({ listen: formatListenPlace(listener.address), tls }, 'NBD listening')
     return listener.address
   }
 
@@ -199,14 +204,14 @@ export class NbdServer {
     throw new Fault('SHUTDOWN', 'the NBD server is closed', { remedy: 'start a new one' })
   }
 
-  readonly #accept = (socket: net.Socket): void => {
+  #accept(socket: net.Socket, options: ConnectionOptions): void {
     if (this.#closing !== undefined || this.#connections.size >= this.#limits.connections) {
       if (this.#closing === undefined)
         this.#logger.warn({ limit: this.#limits.connections }, 'too many connections, one refused')
       socket.destroy()
       return
     }
-    this.#connections.add(new Connection(socket, this.#nextId, this.#connectionOptions))
+    this.#connections.add(new Connection(socket, this.#nextId, options))
     this.#nextId += 1
   }
 

@@ -2,7 +2,8 @@
  * What one side of an encrypted connection proves itself with and trusts the other one by: X.509 files, or pre-shared keys.
  *
  * Invariants:
- *  - Both sides prove themselves: credentials know no way to leave the other side unauthenticated.
+ *  - Both sides prove themselves: credentials know no way to leave the other side unauthenticated. (A server may demand
+ *    nothing of its clients: secure-socket.ts.)
  *  - Every suite has forward secrecy: who records the traffic and finds a key later still cannot read it.
  *  - No session is resumed: every connection proves itself anew, against the files as they are then.
  *  - Nothing outside of the files is trusted, whatever authorities the system or the environment knows.

@@ -5,7 +5,8 @@
  * Invariants:
  *  - Each call ends in exactly one call of its outcome, whatever happens to the socket; destroying the socket is how
  *    the caller gives up.
- *  - `secured` is only called for a peer that was authenticated by the credentials, and by its name where one is expected.
+ *  - `secured` is only called for a peer that was authenticated by the credentials, and by its name where one is expected;
+ *    or for a client of a server that was told to demand nothing.
  *  - No error event of either socket is left without a listener, from the first moment to the last.
  */
 
@@ -22,11 +23,12 @@ import {
 } from 'node:tls'
 
 import type { Material } from './credentials.ts'
+import { certificateIdentity, type PeerIdentity } from './peer-identity.ts'
 import { describeTlsFailure, SPEAKS_NO_TLS } from './tls-failure.ts'
 
 export interface SecureOutcome {
-  /** `identity`: who the other side has proved to be, for the log. */
-  secured(socket: TLSSocket, identity: string): void
+  /** Who the other side has proved to be: `identity` for the log, `who` for rules. */
+  secured(socket: TLSSocket, identity: string, who: PeerIdentity): void
   /**
    * `reason` is half a sentence about the other side. Where it could be encrypted but not authenticated, `socket` is still
    * open, and the callee's to close: a server can tell a client on it why it is refused, and must tell it nothing else.
@@ -42,11 +44,19 @@ const PROTOCOL_VERSION_ALERT = Buffer.from([21, 3, 1, 0, 2, 2, 70])
 
 const SHOWED_CERTIFICATE = 'it shows a certificate, and this side has a pre-shared key'
 
-/** The accepting side. `peerName`: a name that the client's certificate must have; any of the authority's by default. */
+/** What a client must prove. A pre-shared key it must have in any case. */
+export interface ClientDemand {
+  /** A name that the client's certificate must have; any of the authority's by default. */
+  readonly peerName?: string | undefined
+  /** Ask for no certificate, and look at none. */
+  readonly anybody?: boolean
+}
+
+/** The accepting side. */
 export function secureAccepted(
   raw: Socket,
   material: Material,
-  peerName: string | undefined,
+  { peerName, anybody = false }: ClientDemand,
   outcome: SecureOutcome,
 ): void {
   const settle = once(outcome)
@@ -57,7 +67,7 @@ export function secureAccepted(
   const server = createServer({
     ...material.context,
     // Verified below, so that the log can say why, and the client be told.
-    requestCert: material.kind === 'x509',
+    requestCert: material.kind === 'x509' && !anybody,
     rejectUnauthorized: false,
     ...(material.kind === 'psk' && {
       pskCallback: (_: TLSSocket, identity: string) => {
@@ -76,11 +86,15 @@ export function secureAccepted(
   })
   server.on('secureConnection', (socket) => {
     socket.on('error', ignore)
-    if (material.kind === 'psk') return settle.secured(socket, `user "${asked ?? ''}"`)
+    if (material.kind === 'psk') {
+      const user = asked ?? ''
+      return settle.secured(socket, `user "${user}"`, { kind: 'key', user })
+    }
+    if (anybody) return settle.secured(socket, 'anybody', { kind: 'nobody' })
     const certificate = peerCertificate(socket)
     const objection = objectionToClient(socket, certificate, peerName)
     if (objection !== undefined) settle.failed(objection, socket)
-    else settle.secured(socket, describeCertificate(certificate))
+    else settle.secured(socket, describeCertificate(certificate), identityOf(socket))
   })
   if (raw.destroyed) settle.failed('it ended the connection before it was secured')
   else server.emit('connection', raw)
@@ -109,7 +123,7 @@ export function secureDialled(
     const certificate = peerCertificate(socket)
     const identity =
       material.kind === 'psk' ? 'the holder of the same key' : describeCertificate(certificate)
-    settle.secured(socket, identity)
+    settle.secured(socket, identity, identityOf(socket))
   })
 }
 
@@ -156,6 +170,11 @@ function peerCertificate(socket: TLSSocket): PeerCertificate | undefined {
   return certificate?.raw === undefined ? undefined : (certificate as PeerCertificate)
 }
 
+function identityOf(socket: TLSSocket): PeerIdentity {
+  const certificate = socket.getPeerX509Certificate()
+  return certificate === undefined ? { kind: 'nobody' } : certificateIdentity(certificate)
+}
+
 function describeCertificate(certificate: PeerCertificate | undefined): string {
   const { CN, O } = certificate?.subject ?? {}
   const name = String(CN ?? O ?? certificate?.subjectaltname ?? 'without a name').slice(0, 128)
@@ -166,8 +185,8 @@ function once(outcome: SecureOutcome): SecureOutcome {
   let settled = false
   const first = (): boolean => !settled && (settled = true)
   return {
-    secured: (socket, identity) => {
-      if (first()) outcome.secured(socket, identity)
+    secured: (socket, identity, who) => {
+      if (first()) outcome.secured(socket, identity, who)
     },
     failed: (reason, socket) => {
       if (first()) outcome.failed(reason, socket)

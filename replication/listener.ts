@@ -118,23 +118,28 @@ export class ReplicationListener {
 
   async #secure(stranger: Stranger, { credentials, peerName }: LinkSecurity): Promise<void> {
     const material = await credentials.current(this.#logger)
-    secureAccepted(stranger.socket, material, peerName, {
-      secured: (socket, identity) => {
-        if (!this.#strangers.has(stranger)) {
-          socket.destroy()
-          return
-        }
-        this.#logger.info({ peer: stranger.peer, identity }, 'a primary has proved itself')
-        stranger.identity = identity
-        this.#hear(stranger, socket)
+    secureAccepted(
+      stranger.socket,
+      material,
+      { peerName },
+      {
+        secured: (socket, identity) => {
+          if (!this.#strangers.has(stranger)) {
+            socket.destroy()
+            return
+          }
+          this.#logger.info({ peer: stranger.peer, identity }, 'a primary has proved itself')
+          stranger.identity = identity
+          this.#hear(stranger, socket)
+        },
+        failed: (why, socket) => {
+          const reason = `TLS: ${why}`
+          if (!this.#strangers.has(stranger)) socket?.destroy()
+          else if (socket === undefined) this.#drop(stranger, reason)
+          else this.#turnAway(stranger, socket, reason)
+        },
       },
-      failed: (why, socket) => {
-        const reason = `TLS: ${why}`
-        if (!this.#strangers.has(stranger)) socket?.destroy()
-        else if (socket === undefined) this.#drop(stranger, reason)
-        else this.#turnAway(stranger, socket, reason)
-      },
-    })
+    )
   }
 
   /** The client takes the connection for made by now, and would not know why it ends. */

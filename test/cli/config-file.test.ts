@@ -23,6 +23,7 @@ void t.test('a file says what the flags say', (t) => {
     name = "disk1"
     pipeline = "ram:1M"
     read-only = true
+    allow = ["cn:host-a", "psk:vm1"]
   `
   t.strictSame(parseConfig(text, 'colotap.toml'), {
     listen: ['unix:/run/colotap/nbd.sock', 'tcp:127.0.0.1:10809'],
@@ -37,7 +38,7 @@ void t.test('a file says what the flags say', (t) => {
         pipeline: 'colo:127.0.0.1:9000?role=primary&group=vm1|aio:/srv/disk0.img',
         description: 'the system',
       },
-      { name: 'disk1', pipeline: 'ram:1M', readOnly: true },
+      { name: 'disk1', pipeline: 'ram:1M', readOnly: true, allow: ['cn:host-a', 'psk:vm1'] },
     ],
   })
   t.strictSame(parseConfig('', 'empty.toml'), { exports: [], listen: [] })
@@ -65,6 +66,11 @@ void t.test('what is not understood is refused with its place', (t) => {
       /unknown key "nmae": f.toml, export 2 .*did you mean "name"/,
     ],
     ['[[export]]\nname = "a"\npipeline = ["ram:1M"]', /pipeline must be a string/],
+    [
+      '[[export]]\nname = "a"\npipeline = "ram:1M"\nallow = [1]',
+      /every entry of allow must be a string: f.toml, export 1/,
+    ],
+    ['[[export]]\nname = "a"\npipeline = "ram:1M"\nallow = "cn:a"', /allow must be an array/],
     ['control = "a"\nlisten = [', /f\.toml:2:\d+/],
     ['control = "a"\ncontrol = "b"', /f\.toml:2:\d+/],
   ]

@@ -1,8 +1,14 @@
 import t from 'tap'
 
-import { listenPlaces, refuseExposure } from '../../cli/listen-settings.ts'
+import { listenPlaces, refuseExposure, refuseUnreachable } from '../../cli/listen-settings.ts'
 import { inheritedSockets } from '../../cli/systemd.ts'
-import type { InheritedSocket, ListenSpec } from '../../nbd/listen-place.ts'
+import { parseClientRule } from '../../nbd/access.ts'
+import {
+  parseListenSpec,
+  type InheritedSocket,
+  type ListenPlace,
+  type ListenSpec,
+} from '../../nbd/listen-place.ts'
 
 const UNIX: ListenSpec = { kind: 'unix', path: '/run/nbd.sock' }
 const EVERY: ListenSpec = { kind: 'systemd', name: undefined }
@@ -46,5 +52,60 @@ void t.test('only what this machine alone can reach is served in the clear', (t)
   refuseExposure(A)
   for (const host of ['0.0.0.0', '::', '192.0.2.7', 'name'])
     t.throws(() => refuseExposure({ kind: 'tcp', host, port: 1 }), { code: 'NOT_PERMITTED' })
+  t.end()
+})
+
+void t.test('sockets of systemd are listened on with the TLS that was said', (t) => {
+  const spec = parseListenSpec('systemd:b?tls-psk=/k')
+  const { tls } = spec
+  t.ok(tls)
+  t.strictSame(listenPlaces([named('a'), spec], [A, B]), [A, { ...B, tls }])
+  t.strictSame(listenPlaces([spec, spec], [B]), [{ ...B, tls }], 'the same twice')
+  for (const specs of [
+    [EVERY, spec],
+    [spec, EVERY],
+  ])
+    t.throws(() => listenPlaces(specs, [B]), { code: 'INVALID', message: /with and without TLS/ })
+  t.end()
+})
+
+function place(text: string): ListenPlace {
+  const spec = parseListenSpec(text)
+  if (spec.kind === 'systemd') throw new Error('no address')
+  return spec
+}
+
+void t.test('beyond this machine everything is encrypted, and everybody proves who he is', (t) => {
+  for (const text of ['tcp:0.0.0.0:1?tls-creds=/x', 'tcp:[::]:1?tls-psk=/x&tls=require'])
+    refuseExposure(place(text))
+  for (const text of [
+    'tcp:127.0.0.1:1?tls-psk=/x&tls=optional',
+    'unix:/s?tls-creds=/x&tls-verify=off',
+  ])
+    refuseExposure(place(text))
+  const refused: [string, RegExp][] = [
+    ['tcp:name:1', /without encryption.*--insecure/],
+    ['tcp:0.0.0.0:1?tls-psk=/x&tls=optional', /without encryption.*tls=optional/],
+    ['tcp:[::]:1?tls-creds=/x&tls-verify=off', /anybody.*tls-verify=off/],
+  ]
+  for (const [text, message] of refused)
+    t.throws(() => refuseExposure(place(text)), { code: 'NOT_PERMITTED', message })
+  t.end()
+})
+
+void t.test('an export for clients that could prove themselves nowhere is refused', (t) => {
+  const check = (client: string, ...places: string[]): void =>
+    refuseUnreachable('disk', [parseClientRule(client)], places.map(place))
+  check('cn:a', 'unix:/s', 'unix:/t?tls-creds=/x&tls=optional')
+  check('dn:CN=a', 'unix:/t?tls-creds=/x')
+  check('psk:a', 'unix:/s?tls-creds=/x', 'unix:/t?tls-psk=/x')
+  const refused = [
+    ['cn:a', 'unix:/s'],
+    ['cn:a', 'unix:/s?tls-psk=/x'],
+    ['dn:CN=a', 'unix:/s?tls-creds=/x&tls-verify=off'],
+    ['psk:a', 'unix:/s?tls-creds=/x'],
+  ] as const
+  for (const [client, at] of refused)
+    t.throws(() => check(client, at), { code: 'INVALID', message: /export "disk"/ })
   t.end()
 })

@@ -154,3 +154,51 @@ void t.test('lasting state has a place that fits who runs the server', (t) => {
   t.equal(settings({ export: ['a=ram:1M'], listen: [UNIX], 'state-dir': ['/x'] }).stateDir, '/x')
   t.end()
 })
+
+void t.test('exports are kept for the clients that file and flags name', (t) => {
+  const listen = ['unix:/run/nbd.sock?tls-creds=/etc/tls']
+  const file: ServeConfig = {
+    exports: [
+      { name: 'a', pipeline: 'ram:1M', allow: ['cn:host-a'] },
+      { name: 'a=b', pipeline: 'ram:1M' },
+      { name: 'c', pipeline: 'ram:1M' },
+    ],
+    listen,
+  }
+  const { exports } = settings({ allow: ['a=dn:CN=x', 'a=b=cn:y'] }, file)
+  t.strictSame(exports[0]?.clients?.[0], { kind: 'cn', name: 'host-a' })
+  t.match(exports[0]?.clients?.[1], { kind: 'dn' })
+  t.strictSame(exports[1]?.clients, [{ kind: 'cn', name: 'y' }])
+  t.notOk(exports[2] && 'clients' in exports[2], 'for everybody')
+
+  const wrong: [Record<string, string[]>, RegExp][] = [
+    [{ allow: ['d=cn:x'] }, /--allow "d=cn:x"/],
+    [{ allow: ['a'] }, /--allow "a"/],
+    [{ allow: ['a=host'] }, /not a client: "host"/],
+  ]
+  for (const [flags, message] of wrong) {
+    const error = t.throws(() => settings(flags, file), { message })
+    t.ok(error instanceof UsageError, 'a wrong command line')
+  }
+  const refuses = (allow: string[], at = listen): void => {
+    const exports = [{ name: 'a', pipeline: 'ram:1M', allow }]
+    t.throws(() => settings({}, { exports, listen: at }), { name: 'Fault', code: 'INVALID' })
+  }
+  refuses([])
+  refuses(['host'])
+  refuses(['cn:a'], ['unix:/run/nbd.sock'])
+  t.end()
+})
+
+void t.test(
+  'TLS lets NBD leave the machine, and credentials are part of where one listens',
+  (t) => {
+    const at = (listen: string): ServeSettings =>
+      settings({ export: ['a=ram:1M'], listen: [listen] })
+    t.match(at('tcp:0.0.0.0:1?tls-psk=/k').listen, [{ tls: { required: true } }])
+    t.throws(() => at('tcp:0.0.0.0:1'), { code: 'NOT_PERMITTED' })
+    t.throws(() => at('tcp:0.0.0.0:1?tls-psk=/k&tls=optional'), { code: 'NOT_PERMITTED' })
+    t.throws(() => at('tcp:0.0.0.0:1?tls=require'), UsageError)
+    t.end()
+  },
+)

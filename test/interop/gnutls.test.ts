@@ -30,16 +30,21 @@ async function serve(t: Test, material: Material): Promise<[number, () => Promis
     wake()
   }
   const server = net.createServer({ pauseOnConnect: true }, (raw) =>
-    secureAccepted(raw, material, undefined, {
-      secured: (socket, identity) => {
-        const version = socket.getProtocol() ?? 'no TLS'
-        socket.end(() => add(`${identity}, ${version}, ${socket.getCipher().name}`))
+    secureAccepted(
+      raw,
+      material,
+      {},
+      {
+        secured: (socket, identity) => {
+          const version = socket.getProtocol() ?? 'no TLS'
+          socket.end(() => add(`${identity}, ${version}, ${socket.getCipher().name}`))
+        },
+        failed: (reason, socket) => {
+          ;(socket ?? raw).destroy()
+          add(`refused: ${reason}`)
+        },
       },
-      failed: (reason, socket) => {
-        ;(socket ?? raw).destroy()
-        add(`refused: ${reason}`)
-      },
-    }),
+    ),
   )
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')

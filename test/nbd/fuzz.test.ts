@@ -7,7 +7,8 @@ import fc from 'fast-check'
 import t from 'tap'
 
 import { KiB } from '../../core/units.ts'
-import { Negotiation } from '../../nbd/negotiation.ts'
+import { parseClientRule } from '../../nbd/access.ts'
+import { NEGOTIATION_LIMITS, Negotiation } from '../../nbd/negotiation.ts'
 import { CLIENT_FLAGS, stage, tableOf, type RawClient } from './harness.ts'
 import { ALL_CAPABILITIES, MemoryDevice } from './memory-device.ts'
 import {
@@ -117,6 +118,85 @@ void t.test('every option of any handshake is answered once, however it is cut',
       },
     ),
     { numRuns: 400 },
+  )
+  t.end()
+})
+
+const STARTTLS = 5
+const TLS_REQD = 2 ** 31 + 5
+const PRIVATE = 'private'
+const someExport = fc.constantFrom('disk', PRIVATE, 'nope', '')
+const optionAroundTls = fc.oneof(
+  { weight: 2, arbitrary: optionBytes },
+  { weight: 1, arbitrary: fc.constant({ type: STARTTLS, payload: Buffer.alloc(0) }) },
+  {
+    weight: 2,
+    arbitrary: fc.tuple(fc.constantFrom(1, 6, GO, 9, 10), someExport).map(([type, name]) => {
+      if (type === 1) return { type, payload: Buffer.from(name) }
+      if (type > GO) return { type, payload: metaPayload(name, 'base:allocation') }
+      const payload = Buffer.alloc(6 + name.length)
+      payload.writeUInt32BE(name.length)
+      payload.write(name, 4)
+      return { type, payload }
+    }),
+  },
+)
+
+void t.test('no handshake around STARTTLS gets more than it may', (t) => {
+  const device = fuzzedDevice()
+  const shared = { description: '', device }
+  const list = [
+    { ...shared, name: 'disk' },
+    { ...shared, name: PRIVATE, clients: [parseClientRule('psk:vm1')] },
+  ]
+  const exports = {
+    find: (name: string) => list.find((one) => one.name === name),
+    list: () => list,
+  }
+  fc.assert(
+    fc.property(
+      fc.constantFrom('none' as const, 'offered' as const, 'required' as const),
+      fc.constantFrom('vm1', 'vm2'),
+      fc.array(fc.tuple(optionAroundTls, fc.boolean()), { maxLength: 12 }),
+      (mode, user, options) => {
+        const negotiation = new Negotiation(exports, NEGOTIATION_LIMITS, mode)
+        negotiation.push(CLIENT_FLAGS)
+        let secured = false
+        let chunks = false
+        // Options of which the boolean is set come in one piece with the next one.
+        let piece = Buffer.alloc(0)
+        for (const [{ type, payload }, more] of options) {
+          piece = Buffer.concat([piece, option(type, payload)])
+          if (more) continue
+          const { replies, outcome, consumed } = negotiation.push(piece)
+          const left = piece.length - consumed
+          piece = Buffer.alloc(0)
+          // EXPORT_NAME is answered without a header.
+          const answers = said(replies.filter((reply) => reply.readUInt32BE(0) === 0x3e889))
+          const demanded = answers.some((answer) => answer.type === TLS_REQD)
+          if (demanded) t.ok(!secured && mode !== 'none', 'TLS is demanded where it can be started')
+          if (mode === 'required' && !secured)
+            t.ok(
+              answers.every(
+                (answer) => answer.type !== 2 && answer.type !== 3 && answer.type !== 4,
+              ),
+            )
+          chunks ||= answers.some((answer) => answer.type === 1 && [8, 11].includes(answer.of))
+          if (outcome?.kind === 'startTls') {
+            t.ok(!secured && mode !== 'none' && left === 0, 'TLS begins on a clean line')
+            secured = true
+            chunks = false
+            negotiation.secured({ kind: 'key', user })
+          } else if (outcome?.kind === 'transmit') {
+            t.ok(secured || mode !== 'required', 'nothing in the clear where TLS is required')
+            t.ok(outcome.chosen.name !== PRIVATE || (secured && user === 'vm1'))
+            t.ok(outcome.format.kind === 'simple' || chunks, 'nothing from before TLS')
+          }
+          if (outcome !== undefined && outcome.kind !== 'startTls') return
+        }
+      },
+    ),
+    { numRuns: 1500 },
   )
   t.end()
 })

@@ -10,13 +10,15 @@ import path from 'node:path'
 import type { Test } from 'tap'
 
 import { BufferPool } from '../../core/buffer-pool.ts'
-import { SILENT } from '../../core/logger.ts'
+import { SILENT, type Logger } from '../../core/logger.ts'
 import { MiB } from '../../core/units.ts'
+import type { ClientRule } from '../../nbd/access.ts'
 import type { ListenAddress } from '../../nbd/address.ts'
 import { NbdClient } from '../../nbd/client.ts'
 import { goPayload, optionRequest } from '../../nbd/client-handshake.ts'
 import { writeRequest } from '../../nbd/client.ts'
 import type { ExportTable, Hold } from '../../nbd/export.ts'
+import type { TlsSettings } from '../../nbd/listener-security.ts'
 import { NBD_OPT_GO, NBD_REP_ACK, NBD_REP_INFO, REQUEST_HEADER_SIZE } from '../../nbd/protocol.ts'
 import { NbdServer, type ServerLimits } from '../../nbd/server.ts'
 import type { TransportMode } from '../../nbd/transport.ts'
@@ -40,6 +42,10 @@ export interface StageOptions {
   readonly transport?: TransportMode
   /** Of the export. */
   readonly hold?: Hold
+  readonly tls?: TlsSettings
+  /** Who may use the export. */
+  readonly clients?: readonly ClientRule[]
+  readonly logger?: Logger
 }
 
 export function tableOf(...devices: [string, MemoryDevice][]): ExportTable {
@@ -47,9 +53,11 @@ export function tableOf(...devices: [string, MemoryDevice][]): ExportTable {
   return { find: (name) => exports.find((one) => one.name === name), list: () => exports }
 }
 
-function held(device: MemoryDevice, hold: Hold): ExportTable {
-  const disk = { name: 'disk', description: '', device, hold }
-  return { find: () => disk, list: () => [disk] }
+/** The disk alone, with what a test wants of it. */
+function diskTable(device: MemoryDevice, { hold, clients }: StageOptions): ExportTable {
+  const shared = { name: 'disk', description: 'the disk', device }
+  const disk = { ...shared, ...(hold && { hold }), ...(clients && { clients }) }
+  return { find: (name) => (name === 'disk' ? disk : undefined), list: () => [disk] }
 }
 
 export async function temporaryFolder(t: Test): Promise<string> {
@@ -63,16 +71,16 @@ export async function stage(t: Test, options: StageOptions = {}): Promise<Stage>
   const device = options.device ?? new MemoryDevice(4 * MiB)
   const pool = new BufferPool(options.poolBytes ?? 64 * MiB)
   const server = new NbdServer({
-    exports: options.hold === undefined ? tableOf(['disk', device]) : held(device, options.hold),
+    exports: diskTable(device, options),
     pool,
-    logger: SILENT,
+    logger: options.logger ?? SILENT,
     limits: { lingerMs: 200, closeMs: 5000, ...options.limits },
     transport: options.transport ?? 'in-place',
   })
   const folder = await temporaryFolder(t)
   const socketPath = path.join(folder, 'nbd.sock')
   const address: ListenAddress = { kind: 'unix', path: socketPath }
-  await server.listen(address)
+  await server.listen({ ...address, ...(options.tls && { tls: options.tls }) })
   const sockets: net.Socket[] = []
   t.teardown(async () => {
     for (const socket of sockets) socket.destroy()
@@ -124,14 +132,24 @@ export class RawClient {
     this.socket = socket
     // Not events.once: a reset is one way to be closed.
     this.closed = new Promise((resolve) => socket.once('close', resolve))
-    socket.on('data', (chunk: Buffer) => {
-      this.#received = Buffer.concat([this.#received, chunk])
-      this.#wake?.()
-    })
+    socket.on('data', this.#onData)
     socket.on('close', () => {
       this.#ended = true
       this.#wake?.()
     })
+  }
+
+  /** For somebody else to read from now on. */
+  release(): net.Socket {
+    assert.equal(this.#received.length, 0, 'nothing was received too early')
+    this.socket.pause()
+    this.socket.off('data', this.#onData)
+    return this.socket
+  }
+
+  readonly #onData = (chunk: Buffer): void => {
+    this.#received = Buffer.concat([this.#received, chunk])
+    this.#wake?.()
   }
 
   /** Exactly `count` bytes; fails when the connection closes before. */
@@ -158,7 +176,13 @@ export class RawClient {
   /** Greeting, flags, the options, which must be granted, GO, and its replies; gives the transmission flags. */
   async attach(name: string, options: readonly Buffer[] = []): Promise<number> {
     await this.take(18)
-    this.send(CLIENT_FLAGS, ...options, optionRequest(NBD_OPT_GO, goPayload(name, [])))
+    this.send(CLIENT_FLAGS)
+    return this.attachGreeted(name, options)
+  }
+
+  /** The same, where greeting and flags are over. */
+  async attachGreeted(name: string, options: readonly Buffer[] = []): Promise<number> {
+    this.send(...options, optionRequest(NBD_OPT_GO, goPayload(name, [])))
     let flags = 0
     for (let granted = 0; granted <= options.length;) {
       const { type, data } = await this.optionReply()

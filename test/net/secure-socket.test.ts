@@ -26,10 +26,15 @@ type Half = (raw: Socket) => Promise<Outcome>
 function server(material: Material, peerName?: string): Half {
   return (raw) =>
     new Promise((resolve) => {
-      secureAccepted(raw, material, peerName, {
-        secured: (socket, identity) => resolve({ socket, identity }),
-        failed: (reason, socket) => resolve({ reason, open: socket?.destroy() !== undefined }),
-      })
+      secureAccepted(
+        raw,
+        material,
+        { peerName },
+        {
+          secured: (socket, identity) => resolve({ socket, identity }),
+          failed: (reason, socket) => resolve({ reason, open: socket?.destroy() !== undefined }),
+        },
+      )
     })
 }
 
