@@ -7,12 +7,15 @@ packages=(
   qemu-utils qemu-system-x86 nbdkit libnbd-bin python3-libnbd nbd-client fio e2fsprogs xfsprogs
   openssl gnutls-bin
   util-linux-extra iproute2 nftables
+  busybox-static cpio
 )
 
 if ! command -v dpkg-query >/dev/null; then
   echo "install-test-tools: this is no Debian system; install the equivalents of: ${packages[*]}" >&2
   exit 1
 fi
+
+"$(dirname "$0")/install-guest-kernel.sh"
 
 missing=()
 for package in "${packages[@]}"; do
