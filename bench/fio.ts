@@ -7,7 +7,7 @@ import type { Unit } from './table.ts'
 export interface Workload {
   readonly name: string
   readonly rw: 'randread' | 'randwrite' | 'read' | 'write'
-  readonly blockKiB: 4 | 256
+  readonly blockKiB: 4 | 64 | 256
   readonly depth: number
   readonly unit: Unit
   /** Bytes of the disk that are used, from its start. */

@@ -76,6 +76,27 @@ export interface NewImage {
 /** Told how far long work is: bytes done of all. */
 export type Progress = (done: number, total: number) => void
 
+/** A state of the disk that is kept within its image. */
+export interface InternalSnapshot {
+  readonly id: string
+  readonly name: string
+  /** When it was made, since the Epoch. */
+  readonly seconds: number
+  /** Bytes of the disk then; undefined where the image does not say. */
+  readonly diskSize: number | undefined
+  /** Bytes of a VM's state that belong to it. */
+  readonly vmStateBytes: number
+}
+
+/** Works on images that nobody uses; a snapshot is named by its name, or else its id. */
+export interface InternalSnapshots {
+  list(path: string): Promise<readonly InternalSnapshot[]>
+  create(path: string, name: string, progress: Progress): Promise<void>
+  /** The disk becomes what it was when the snapshot was made. */
+  apply(path: string, name: string, progress: Progress): Promise<void>
+  delete(path: string, name: string, progress: Progress): Promise<void>
+}
+
 export interface ImageFormat {
   /** The name of its driver. */
   readonly name: string
@@ -88,4 +109,6 @@ export interface ImageFormat {
   /** @param parents as in ImageUse */
   describe(path: string, parents: readonly string[]): Promise<ImageDescription>
   check(path: string, repair: Repair, progress: Progress): Promise<CheckReport>
+  /** Undefined where the format has none. */
+  readonly internalSnapshots?: InternalSnapshots
 }

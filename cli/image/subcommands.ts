@@ -3,6 +3,15 @@
 import type { Subcommand } from '../command-line.ts'
 import { commit } from './commit.ts'
 import { create, snapshot } from './create.ts'
+import { internalSnapshot } from './internal-snapshot.ts'
 import { check, info, map } from './look.ts'
 
-export const IMAGE_SUBCOMMANDS: readonly Subcommand[] = [create, snapshot, info, check, map, commit]
+export const IMAGE_SUBCOMMANDS: readonly Subcommand[] = [
+  create,
+  snapshot,
+  internalSnapshot,
+  info,
+  check,
+  map,
+  commit,
+]

@@ -11,6 +11,7 @@ export type HeaderPatch = Partial<{
   readonly size: number
   readonly l1: { readonly at: number; readonly entries: number }
   readonly refcountTable: { readonly at: number; readonly clusters: number }
+  readonly snapshots: { readonly at: number; readonly count: number }
   readonly incompatible: bigint
   readonly autoclear: bigint
 }>
@@ -41,6 +42,10 @@ export class HeaderSector {
     if (patch.refcountTable !== undefined) {
       put64(patch.refcountTable.at, at('refcountTableOffset'))
       bytes.writeUInt32BE(patch.refcountTable.clusters, at('refcountTableClusters'))
+    }
+    if (patch.snapshots !== undefined) {
+      put64(patch.snapshots.at, at('snapshotsOffset'))
+      bytes.writeUInt32BE(patch.snapshots.count, at('nbSnapshots'))
     }
     if (patch.incompatible !== undefined)
       bytes.writeBigUInt64BE(patch.incompatible, at('incompatibleFeatures'))

@@ -22,6 +22,8 @@ export class HostFile {
   /** The end of what was asked for; the file may be larger until it is closed. */
   #wanted: number
   #growing: Promise<void> | undefined
+  /** Requests for room beyond this byte let the file grow ahead. */
+  #aheadFrom = Number.MAX_SAFE_INTEGER
 
   constructor(device: BlockDevice, path: string) {
     this.device = device
@@ -56,13 +58,16 @@ export class HostFile {
   /** Makes the file at least `end` bytes long. */
   ensure(end: number): MaybePromise<void> {
     if (end > this.#wanted) this.#wanted = end
-    if (end <= this.size) return undefined
-    return this.#grow(end)
+    if (end > this.size) return this.#grow(end)
+    // Once the room is half used up, more of it comes while requests go on. Where that fails, whoever needs it is told.
+    if (this.#growing === undefined && end > this.#aheadFrom)
+      this.#grow(this.size + 1).catch(ignore)
+    return undefined
   }
 
   /** Gives up what was grown ahead and never used. */
   async fit(): Promise<void> {
-    await this.#growing
+    await this.#growing?.catch(ignore)
     if (this.grows && this.#wanted < this.size) await this.device.resize(this.#wanted)
   }
 
@@ -85,11 +90,19 @@ export class HostFile {
         continue
       }
       const ahead = Math.min(Math.max(this.size / 8, LEAST_GROWTH), MOST_GROWTH)
-      const size = Math.ceil(Math.max(end, this.size + ahead) / MiB) * MiB
+      const before = this.size
+      const size = Math.ceil(Math.max(end, before + ahead) / MiB) * MiB
+      // Not again where it fails, unless somebody needs it.
+      this.#aheadFrom = Number.MAX_SAFE_INTEGER
       this.#growing = this.device.resize(size).finally(() => (this.#growing = undefined))
       await this.#growing
+      this.#aheadFrom = before + (size - before) / 2
     }
   }
+}
+
+function ignore(): void {
+  // Whoever waits for the same growth gets the error.
 }
 
 /** Waits until all have ended, then fails as the first of them that failed: nobody's buffer is in use any more. */

@@ -7,13 +7,12 @@
  *  - New refcount blocks go behind everything that is used, and are whole before the header names them.
  */
 
-import { SECTOR } from '../../core/units.ts'
 import { CORRUPT, DIRTY, type Qcow2Header } from '../../formats/qcow/header.ts'
 import { roundDown, roundUp, type Layout } from '../../formats/qcow/layout.ts'
 import { mostRefcount, readRefcount, writeRefcount } from '../../formats/qcow/refcounts.ts'
 import { HeaderSector } from './header-sector.ts'
 import type { HostFile } from './host-file.ts'
-import type { Survey, SurveyedTables } from './survey.ts'
+import type { Survey, SurveyedTables, WrongFlag } from './survey.ts'
 
 /** @returns what was done, in words */
 export async function mend(
@@ -28,11 +27,10 @@ export async function mend(
   const sector = new HeaderSector(file, start)
   if (file.grows) await file.ensure(roundUp(file.size, header.layout.clusterSize))
   if (repair === 'all' && found.wrong.count > 0) {
-    if (found.blocksMissing) await rebuild(file, header, sector, tables, found.counts)
-    else await writeCounts(file, header.layout, tables, found.counts, 'rise')
-    await file.flush()
-    for (const { at, copied } of found.flags) await writeFlag(file, at, copied)
-    await file.flush()
+    if (found.blocksMissing) {
+      await rebuild(file, header, sector, tables, found.counts)
+      await writeFlags(file, header.layout, found.flags)
+    } else await raise(file, header, tables, found)
     done.push(`${found.wrong.count} refcounts and flags that were wrong`)
   }
   const rebuilt = repair === 'all' && found.wrong.count > 0 && found.blocksMissing
@@ -51,6 +49,43 @@ export async function mend(
   await file.fit()
   await file.flush()
   return done
+}
+
+/** Counts and flags as a survey found them needed, but nothing is counted less than before. */
+export async function raise(
+  file: HostFile,
+  { layout }: Qcow2Header,
+  tables: SurveyedTables,
+  found: Survey,
+): Promise<void> {
+  await writeCounts(file, layout, tables, found.counts, 'rise')
+  await writeFlags(file, layout, found.flags)
+}
+
+/** Sets or clears bit 63 of entries, table by table. What was written before is on stable storage before the first one changes. */
+async function writeFlags(
+  file: HostFile,
+  { clusterSize }: Layout,
+  flags: readonly WrongFlag[],
+): Promise<void> {
+  await file.flush()
+  const tables = new Map<number, WrongFlag[]>()
+  for (const flag of flags) {
+    const tableAt = roundDown(flag.at, clusterSize)
+    const there = tables.get(tableAt)
+    if (there === undefined) tables.set(tableAt, [flag])
+    else there.push(flag)
+  }
+  for (const [tableAt, wrong] of tables) {
+    const bytes = Buffer.alloc(Math.min(clusterSize, file.size - tableAt))
+    await file.read(bytes, tableAt)
+    for (const { at, copied } of wrong) {
+      const byte = bytes.readUInt8(at - tableAt)
+      bytes.writeUInt8(copied ? byte | 0x80 : byte & 0x7f, at - tableAt)
+    }
+    await file.write(bytes, tableAt)
+  }
+  await file.flush()
 }
 
 /** Writes counts where they are recorded too low, or too high. Every block that is needed is there. */
@@ -118,14 +153,4 @@ async function rebuild(
   }
   await file.write(table, tableAt)
   await sector.write({ refcountTable: { at: tableAt, clusters: tableClusters } })
-}
-
-/** Sets or clears bit 63 of the entry at `at`. */
-async function writeFlag(file: HostFile, at: number, copied: boolean): Promise<void> {
-  const sectorAt = roundDown(at, SECTOR)
-  const sector = Buffer.alloc(SECTOR)
-  await file.read(sector, sectorAt)
-  const byte = sector.readUInt8(at - sectorAt)
-  sector.writeUInt8(copied ? byte | 0x80 : byte & 0x7f, at - sectorAt)
-  await file.write(sector, sectorAt)
 }

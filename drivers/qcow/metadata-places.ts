@@ -12,11 +12,16 @@ export class MetadataPlaces {
   #found: Float64Array
   readonly #added = new Set<number>()
   readonly #removed = new Set<number>()
+  readonly #pinned: ReadonlySet<number>
 
-  /** @param found byte offsets of clusters, in any order */
-  constructor(clusterSize: number, found: Float64Array) {
+  /**
+   * @param found byte offsets of clusters, in any order
+   * @param pinned those of them that stay metadata whatever becomes of the active tables: snapshots use them
+   */
+  constructor(clusterSize: number, found: Float64Array, pinned: ReadonlySet<number> = new Set()) {
     this.#clusterSize = clusterSize
     this.#found = found.sort()
+    this.#pinned = pinned
   }
 
   /** A cluster that was found more than once: tables overlap. */
@@ -59,6 +64,7 @@ export class MetadataPlaces {
 
   remove(at: number, length = this.#clusterSize): void {
     for (let cluster = at; cluster < at + length; cluster += this.#clusterSize) {
+      if (this.#pinned.has(cluster)) continue
       this.#added.delete(cluster)
       this.#removed.add(cluster)
     }

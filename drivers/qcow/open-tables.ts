@@ -19,6 +19,9 @@ import { MetadataPlaces } from './metadata-places.ts'
 /** Clusters of tables that an image may have: enough for the largest L1 table, full. */
 export const MOST_PLACES = 8 * MiB
 
+/** Entries in the L1 tables of all snapshots together: 256 MiB, which are read one table after the other. */
+const MOST_SNAPSHOT_ENTRIES = 32 * MiB
+
 export interface OpenTables {
   /** The active L1 table, with zeroes up to the end of its last sector. */
   readonly l1: Buffer
@@ -45,12 +48,20 @@ export async function readTables(file: HostFile, header: Qcow2Header): Promise<O
   add(header.l1At, header.l1Entries * 8)
   add(header.refcountTableAt, header.refcountTableClusters * clusterSize)
   for (const block of refcountTable) if (block !== 0) add(block, clusterSize)
-  for (let index = 0; index < header.l1Entries; index += 1)
-    if (l1Offset(l1, index) !== 0) add(l1Offset(l1, index), clusterSize)
+  const active = new Set<number>()
+  for (let index = 0; index < header.l1Entries; index += 1) {
+    const at = l1Offset(l1, index)
+    if (at === 0) continue
+    add(at, clusterSize)
+    active.add(at)
+  }
   if (snapshots.length > 0) add(header.snapshotsAt, length)
   for (const snapshot of snapshots) add(snapshot.l1At, snapshot.l1Entries * 8)
+  const pinned = await snapshotTables(file, header, snapshots)
+  // A snapshot may share a table with the disk and with other snapshots, and with nothing else.
+  for (const at of pinned) if (!active.has(at)) add(at, clusterSize)
   await addBitmaps(file, header, add)
-  const places = new MetadataPlaces(clusterSize, Float64Array.from(found))
+  const places = new MetadataPlaces(clusterSize, Float64Array.from(found), pinned)
   const twice = places.duplicate()
   if (twice !== undefined) throw new Fault('INVALID', `two tables lie at ${twice}`)
   return { l1, refcountTable, snapshots, places }
@@ -108,6 +119,30 @@ async function readSnapshots(
   const bytes = Buffer.alloc(length)
   await file.read(bytes, header.snapshotsAt)
   return parseSnapshots(bytes, header.snapshotCount, header.layout, file.size)
+}
+
+/** Where the L2 tables of all snapshots are; what names no cluster of the file is the survey's to report. */
+async function snapshotTables(
+  file: HostFile,
+  { layout }: Qcow2Header,
+  snapshots: readonly Snapshot[],
+): Promise<ReadonlySet<number>> {
+  const entries = snapshots.reduce((sum, { l1Entries }) => sum + l1Entries, 0)
+  if (entries > MOST_SNAPSHOT_ENTRIES)
+    throw new Fault('INVALID', 'the tables of the snapshots are absurdly large')
+  const tables = new Set<number>()
+  for (const { l1At, l1Entries } of snapshots) {
+    const l1 = Buffer.alloc(l1Entries * 8)
+    await file.read(l1, l1At)
+    for (let index = 0; index < l1Entries; index += 1) {
+      const at = l1Offset(l1, index)
+      if (at === 0 || at % layout.clusterSize !== 0 || at >= file.size) continue
+      tables.add(at)
+      if (tables.size > MOST_PLACES)
+        throw new Fault('INVALID', 'the tables of the snapshots are absurdly large')
+    }
+  }
+  return tables
 }
 
 async function addBitmaps(

@@ -17,13 +17,19 @@ import { roundDown, roundUp } from '../../formats/qcow/layout.ts'
 import type { HostFile } from './host-file.ts'
 import type { QcowImage } from './qcow-image.ts'
 
+/** Before the content of the disk changes. */
 export async function prepareForChanges(image: QcowImage): Promise<void> {
+  await clearUnknownFeatures(image, true)
+}
+
+/** Before anything else changes. @param content whether bitmaps that follow every change become out of date as well */
+export async function clearUnknownFeatures(image: QcowImage, content = false): Promise<void> {
   const { file, format, qcow2 } = image
   // Other programs may end the file within its last cluster; from here on every cluster can be written whole.
   if (file.grows) await file.ensure(roundUp(file.size, format.layout.clusterSize))
   if (qcow2 === undefined || qcow2.header.version === 2) return
   const { header, headerSector } = qcow2
-  if ((header.autoclear & BITMAPS) !== 0n) await markBitmaps(file, header)
+  if (content && (header.autoclear & BITMAPS) !== 0n) await markBitmaps(file, header)
   const kept = header.autoclear & KNOWN_AUTOCLEAR
   if (kept !== header.autoclear) await headerSector.write({ autoclear: kept })
 }

@@ -2,7 +2,9 @@
 
 import { stat } from 'node:fs/promises'
 
+import type { BlockDevice } from '../../core/block-device.ts'
 import { Fault } from '../../core/fault.ts'
+import { SILENT } from '../../core/logger.ts'
 import { SECTOR } from '../../core/units.ts'
 import { EXTENSION } from '../../formats/qcow/header-extensions.ts'
 import {
@@ -13,6 +15,7 @@ import {
   RAW_DATA_FILE,
   type Qcow2Header,
 } from '../../formats/qcow/header.ts'
+import { openImageFile } from '../aio/aio.ts'
 import { unlockedLook } from '../aio/unlocked-look.ts'
 import { BackingChain } from '../backing-chain.ts'
 import type {
@@ -24,6 +27,12 @@ import type {
 import { checkQcow } from './check-qcow.ts'
 import { createQcow, QCOW_CREATION } from './create-qcow.ts'
 import { HostFile } from './host-file.ts'
+import {
+  applySnapshot,
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+} from './internal-snapshots.ts'
 import { readQcow1Header } from './open-qcow1.ts'
 import { openQcow } from './open-qcow.ts'
 import { readHeader } from './open-qcow2.ts'
@@ -38,6 +47,25 @@ export const qcowFormat: ImageFormat = {
   create: createQcow,
   describe,
   check: checkQcow,
+  internalSnapshots: {
+    list: (path) => unlockedLook(path, (file) => listSnapshots(file, path)),
+    create: (path, name, progress) =>
+      changing(path, (file) => createSnapshot(file, path, name, Date.now(), progress)),
+    apply: (path, name, progress) =>
+      changing(path, (file) => applySnapshot(file, path, name, progress)),
+    delete: (path, name, progress) =>
+      changing(path, (file) => deleteSnapshot(file, path, name, progress)),
+  },
+}
+
+/** Runs `work` on the file of an image that nobody else uses. */
+async function changing(path: string, work: (file: BlockDevice) => Promise<void>): Promise<void> {
+  const file = await openImageFile(path, { readOnly: false, logger: SILENT, threads: 1 })
+  try {
+    await work(file)
+  } finally {
+    await file.close()
+  }
 }
 
 async function describe(path: string, parents: readonly string[]): Promise<ImageDescription> {

@@ -45,7 +45,7 @@ function objection(path: string, { header }: Qcow2Parts, size: number): Fault | 
   if (header.snapshotCount > 0) {
     return new Fault('NOT_SUPPORTED', 'an image with snapshots is not resized', {
       where: path,
-      remedy: 'delete the snapshots first: qemu-img snapshot -d',
+      remedy: 'delete them first: colotap image internal-snapshot --delete',
     })
   }
   if ((header.autoclear & BITMAPS) !== 0n) {

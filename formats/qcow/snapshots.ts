@@ -1,4 +1,4 @@
-/** The snapshot table (qcow2.rst, "Snapshots"): read only; snapshots are preserved, not made, by colotap. */
+/** The snapshot table (qcow2.rst, "Snapshots"). Entries that are not understood in full are kept byte for byte. */
 
 import { Fault } from '../../core/fault.ts'
 import { structure, u16, u32, u64, word64 } from '../structure.ts'
@@ -26,7 +26,22 @@ export interface Snapshot {
   /** Bytes of the disk when it was taken; undefined where version 2 did not note it. */
   readonly diskSize: number | undefined
   readonly vmStateBytes: number
+  /** The entry as it is stored, padded to a multiple of 8. */
+  readonly bytes: Buffer
 }
+
+/** A snapshot of the disk alone, to be entered into the table. */
+export interface NewSnapshot {
+  readonly id: string
+  readonly name: string
+  readonly l1At: number
+  readonly l1Entries: number
+  readonly timeMs: number
+  readonly diskSize: number
+}
+
+/** VM state size and disk size: what version 3 demands of the extra data, and QEMU writes in version 2 as well. */
+const EXTRA_BYTES = 16
 
 /** The most that one entry may take: fields, extra data, two names. */
 const MOST_SNAPSHOT_EXTRA = 1024
@@ -58,7 +73,11 @@ export function parseSnapshots(
     const reason = l1Objection(entry.l1TableOffset, entry.l1Size, layout, fileSize)
     if (reason !== undefined) throw new Fault('INVALID', `snapshot ${index}: ${reason}`)
     const extra = table.subarray(at + ENTRY.size, idAt)
+    const end = nameAt + nameLength
+    const bytes = Buffer.alloc(roundUp(end - at, 8))
+    table.copy(bytes, 0, at, end)
     snapshots.push({
+      bytes,
       id: table.toString('utf8', idAt, nameAt),
       name: table.toString('utf8', nameAt, nameAt + nameLength),
       l1At: entry.l1TableOffset,
@@ -70,6 +89,25 @@ export function parseSnapshots(
     at = roundUp(nameAt + nameLength, 8)
   }
   return { snapshots, length: at }
+}
+
+/** The entry of a new snapshot, padded to a multiple of 8. */
+export function snapshotBytes(snapshot: NewSnapshot): Buffer {
+  const { diskSize, id, l1At, l1Entries, name, timeMs } = snapshot
+  const idAt = ENTRY.size + EXTRA_BYTES
+  const idLength = Buffer.byteLength(id)
+  const nameLength = Buffer.byteLength(name)
+  const bytes = Buffer.alloc(roundUp(idAt + idLength + nameLength, 8))
+  const seconds = Math.floor(timeMs / 1000)
+  ENTRY.write(bytes, 0, {
+    ...{ l1TableOffset: l1At, l1Size: l1Entries, idLength, nameLength },
+    ...{ seconds, nanoseconds: (timeMs - seconds * 1000) * 1_000_000 },
+    ...{ guestNanoseconds: 0n, vmStateSize: 0, extraLength: EXTRA_BYTES },
+  })
+  u64.write(bytes, ENTRY.size, 0)
+  u64.write(bytes, ENTRY.size + 8, diskSize)
+  bytes.write(id + name, idAt)
+  return bytes
 }
 
 function l1Objection(

@@ -141,25 +141,37 @@ export async function survivePowerFailures(options: PowerFailureOptions): Promis
   const file = new RecordedFile(image)
   await runWorkload(file, options, random)
   const known = new Expectation(initial)
-  let durable: Buffer = Buffer.from(image)
-  let pending: Change[] = []
   let opened = 0
-  for (const event of file.events) {
+  for (const { event, states } of momentsOf(image, file.events, options.samples, random)) {
     if (event.kind === 'issued') known.issue(event.sectors, event.version)
     if (event.kind === 'durable') known.settle(event.versions)
-    if (event.kind === 'flush') {
-      durable = applied(durable, pending)
-      pending = []
-    }
-    if (event.kind === 'write' || event.kind === 'resize') pending.push(event)
     if (event.kind === 'issued') continue // the file is as it was
-    for (const state of aftermaths(durable, pending, options.samples, random)) {
+    for (const state of states) {
       const moment = `seed ${seed}, event ${file.events.indexOf(event)} of ${file.events.length}`
       await checkAftermath(state, known, options, random, moment)
       opened += 1
     }
   }
   return opened
+}
+
+/** Each event of a file that began as `image`, with the files that a power failure right after it can leave. */
+export function* momentsOf(
+  image: Buffer,
+  events: readonly Event[],
+  samples: number,
+  random: Random,
+): Generator<{ readonly event: Event; readonly states: Iterable<Buffer> }> {
+  let durable: Buffer = Buffer.from(image)
+  let pending: Change[] = []
+  for (const event of events) {
+    if (event.kind === 'flush') {
+      durable = applied(durable, pending)
+      pending = []
+    }
+    if (event.kind === 'write' || event.kind === 'resize') pending.push(event)
+    yield { event, states: aftermaths(durable, pending, samples, random) }
+  }
 }
 
 /** What each sector may hold. */
