@@ -89,17 +89,25 @@ export const set: Subcommand = changing(
       value: 'continue|freeze',
       meaning: 'whether it goes on without its secondary; continue also ends a freeze',
     },
+    ack: {
+      value: 'sent|received|durable',
+      meaning: 'what the secondary has of a write before it completes',
+    },
     interval: { value: 'MS', meaning: 'make a checkpoint by itself so often; 0: not at all' },
     'resync-rate': { value: 'SIZE', meaning: 'the most that a resync sends a second; 0: no limit' },
   },
   (given) => {
-    const [onLinkLoss, interval, rate] = ['on-link-loss', 'interval', 'resync-rate'].map((name) =>
-      given.value(name),
-    )
+    const [onLinkLoss, ack, interval, rate] = [
+      'on-link-loss',
+      'ack',
+      'interval',
+      'resync-rate',
+    ].map((name) => given.value(name))
     if (interval !== undefined && !/^\d{1,9}$/.test(interval))
       throw usageError(set, `--interval "${interval}" is not a whole number`)
     return {
       ...(onLinkLoss === undefined ? {} : { onLinkLoss }),
+      ...(ack === undefined ? {} : { ack }),
       ...(interval === undefined ? {} : { intervalMs: Number(interval) }),
       ...(rate === undefined ? {} : { resyncRate: rateOf(rate) }),
     }

@@ -2,7 +2,7 @@
 
 import { Fault } from '../core/fault.ts'
 import { TiB } from '../core/units.ts'
-import type { CheckpointResult, GroupStatus } from '../replication/group.ts'
+import { ACKS, type CheckpointResult, type GroupStatus } from '../replication/group.ts'
 import { LONGEST_MS } from './arguments.ts'
 import { blktap2Flush } from './blktap2-flush.ts'
 import { define, type Command } from './command.ts'
@@ -154,6 +154,12 @@ export const REPLICATION_COMMANDS: readonly Command[] = [
         optional: true,
         meaning: 'whether the primary goes on without its secondary',
       },
+      ack: {
+        type: 'choice',
+        of: ACKS,
+        optional: true,
+        meaning: 'what the secondary has of a write before it completes',
+      },
       intervalMs: {
         type: 'integer',
         min: 0,
@@ -169,8 +175,8 @@ export const REPLICATION_COMMANDS: readonly Command[] = [
         meaning: 'bytes a second that a resync sends at most; 0: no limit',
       },
     },
-    run: (context, { group, onLinkLoss, intervalMs, resyncRate }): GroupStatus =>
-      oneGroup(context.groups(), group).configure({ onLinkLoss, intervalMs, resyncRate }),
+    run: (context, { group, onLinkLoss, ack, intervalMs, resyncRate }): GroupStatus =>
+      oneGroup(context.groups(), group).configure({ onLinkLoss, ack, intervalMs, resyncRate }),
   }),
   define({
     name: 'blktap2-flush',

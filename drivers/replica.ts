@@ -31,6 +31,11 @@ const KEYS = {
     meaning: 'whether a primary goes on without its secondary, or lets its guest wait',
     values: 'continue|freeze',
   },
+  ack: {
+    meaning:
+      "when a guest's write completes: sent to the secondary, in its memory, or in its journal",
+    values: 'sent|received|durable',
+  },
   fence: {
     meaning: 'a program that is asked before this side goes on without the other one',
     values: 'a path',

@@ -18,7 +18,12 @@ import { Blktap2Listener } from '../replication/blktap2/listener.ts'
 import { blktap2Dial } from '../replication/blktap2/primary-link.ts'
 import { dialTo } from '../replication/dial.ts'
 import type { Dial, GroupEnvironment } from '../replication/environment.ts'
-import type { GroupEventSink, GroupMode, ReplicationGroup } from '../replication/group.ts'
+import {
+  ACKS,
+  type GroupEventSink,
+  type GroupMode,
+  type ReplicationGroup,
+} from '../replication/group.ts'
 import { hasFileSegments, openFileSegments } from '../replication/journal/file-segments.ts'
 import { ReplicationListener } from '../replication/listener.ts'
 import { NODE_TIMERS } from '../replication/node-timers.ts'
@@ -58,6 +63,7 @@ const BLKTAP2_PRIMARY = { durability: 'memory', identical: true } as const
 const BLKTAP2_REFUSES: readonly (readonly [key: string, reason: string])[] = [
   ['listen', 'the roles cannot be exchanged over it'],
   ['peer', 'the roles cannot be exchanged over it'],
+  ['ack', 'it has no acknowledgements'],
   ['tls-creds', 'it is never encrypted'],
   ['tls-psk', 'it is never encrypted'],
   ['tls-user', 'it is never encrypted'],
@@ -393,12 +399,22 @@ function settingsOf(stage: Stage, mode: GroupMode): Terms['settings'] {
   }
   const memory = sizeSetting(stage, 'memory', { least: 8 * MiB, most: 1 * TiB }, 1 * GiB)
   const durability = choiceSetting(stage, 'durability', ['journal', 'memory'], 'journal')
+  const ack = choiceSetting(stage, 'ack', ACKS, 'sent')
+  if (ack === 'durable' && durability === 'memory')
+    throw new Fault(
+      'INVALID',
+      'ack=durable goes not with durability=memory, which stores nothing',
+      {
+        where: stage.target,
+        remedy: 'leave durability=memory out on both sides, or use ack=received',
+      },
+    )
   const journal = sizeSetting(stage, 'journal', { least: 128 * MiB, most: 16 * TiB }, 8 * GiB)
   const group = stage.settings.get('group') ?? 'default'
   if (group === '' || group.length > 255)
     throw new Fault('INVALID', 'a group name has 1 to 255 characters', { where: stage.target })
   return {
-    ...{ group, mode, wire, heartbeatMs, timeoutMs, memory, durability, journal },
+    ...{ group, mode, wire, ack, heartbeatMs, timeoutMs, memory, durability, journal },
     identical: choiceSetting(stage, 'initial', ['copy', 'identical'], 'copy') === 'identical',
     onLinkLoss: choiceSetting(stage, 'on-link-loss', ['continue', 'freeze'], 'continue'),
     intervalMs: integerSetting(stage, 'interval', { least: 0, most: 3_600_000 }, 0),

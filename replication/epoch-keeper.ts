@@ -82,6 +82,11 @@ export class EpochKeeper {
     this.#log.append(record)
   }
 
+  /** Resolves when everything that was appended is on stable storage. @throws Fault when it never will be */
+  sync(): MaybePromise<void> {
+    return this.#log.sync()
+  }
+
   commit(checkpoint: number, state: ReplicaState): void {
     const { nowMs, step, troubles, layers } = this.#context
     const startedMs = nowMs()

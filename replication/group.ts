@@ -4,6 +4,9 @@
  */
 
 export type GroupMode = 'colo' | 'remus'
+/** When a guest's write on a primary completes: its bytes are on their way, in the secondary's memory, in the secondary's journal. */
+export const ACKS = ['sent', 'received', 'durable'] as const
+export type Ack = (typeof ACKS)[number]
 export type GroupRole = 'primary' | 'secondary' | 'active'
 export type Protection =
   'protected' | 'unprotected' | 'connecting' | 'resyncing' | 'frozen' | 'inconsistent'
@@ -87,6 +90,8 @@ export interface VerifyReport {
 export interface GroupStatus extends SideStatus {
   readonly group: string
   readonly mode: GroupMode
+  /** When a guest's write completes on this side, where it is a primary. */
+  readonly ack: Ack
   /** Null before the first checkpoint since the process began. */
   readonly checkpoints: CheckpointStatistics | null
   /** Null while nothing is being copied from here. */
@@ -186,6 +191,7 @@ export interface ReplicationGroup {
 
 /** What may be changed while a group runs; undefined stays as it is. */
 export interface GroupChanges {
+  readonly ack: Ack | undefined
   readonly onLinkLoss: 'continue' | 'freeze' | undefined
   /** Milliseconds; 0: a primary makes no checkpoints by itself. */
   readonly intervalMs: number | undefined

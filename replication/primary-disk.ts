@@ -4,8 +4,8 @@
  * Invariants:
  *  - 12 Overlapping writes take turns, and a write is forwarded before the next overlapping one begins: the secondary
  *       applies them in the order in which the image has them.
- *  - 5  A write is acknowledged only after the kernel has its bytes for the secondary, or after the link is gone and
- *       the write is recorded as dirty.
+ *  - 5  A write is acknowledged only after the secondary has it as `ack` asks for, the kernel having its bytes being the
+ *       least, or after the link is gone and the write is recorded as dirty.
  *  - 19 Trim is turned into zeroes on both sides, so that both read the same.
  *  - A write that failed here is never forwarded; what the image holds there is unknown, so protection ends loudly.
  */
@@ -21,12 +21,12 @@ import {
 } from '../core/block-device.ts'
 import type { ChangeLog } from '../core/change-log.ts'
 import { Fault } from '../core/fault.ts'
-import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import { isPromise, then, type MaybePromise } from '../core/maybe-promise.ts'
 import { RangeLock, type RangeTicket } from '../core/range-lock.ts'
 import { MiB } from '../core/units.ts'
-import type { Link } from './environment.ts'
+import type { Forwarding } from './forwarding.ts'
 import { dirtyExtents } from './machine/dirty-extents.ts'
-import { frame, MAX_PAYLOAD, PUNCH } from './machine/frame.ts'
+import { frame, MAX_PAYLOAD, PUNCH, type Frame } from './machine/frame.ts'
 import type { PrimaryMachine } from './machine/primary.ts'
 import { sectorGeometry } from './sector-geometry.ts'
 
@@ -35,8 +35,8 @@ const ZEROES = Buffer.alloc(1 * MiB)
 /** What a disk needs of its group. */
 export interface PrimaryContext {
   readonly machine: PrimaryMachine
-  /** The link in use; present whenever the machine says that a write is to be forwarded. */
-  readonly link: Link | undefined
+  /** The stream to the secondary; there is a link whenever the machine says that a write is to be forwarded. */
+  readonly forwarding: Forwarding
   diskFailed(reason: string): void
   /** Resolves when a write may begin; at once while nothing has to be done before. @throws Fault when none may */
   ready(): MaybePromise<void>
@@ -90,7 +90,7 @@ export class PrimaryDisk implements BlockDevice {
       at,
       from.length,
       () => this.#below.write(from, at, flags),
-      (handed) => this.#forwardBytes(from, at, handed),
+      (last) => this.#forwardBytes(from, at, last),
     )
   }
 
@@ -99,7 +99,7 @@ export class PrimaryDisk implements BlockDevice {
       at,
       length,
       () => this.#below.zero(at, length, flags),
-      (handed) => this.#forwardZero(at, length, handed),
+      (last) => this.#forwardZero(at, length, last),
     )
   }
 
@@ -107,8 +107,12 @@ export class PrimaryDisk implements BlockDevice {
     return this.zero(at, length, flags & FUA)
   }
 
+  /** What completed before, and was to be durable on the secondary, is durable on both sides then. */
   flush(): MaybePromise<void> {
-    return this.#below.flush()
+    return then(this.#below.flush(), () => {
+      const flushed = this.#group.forwarding.flushed()
+      return isPromise(flushed) ? flushed.then(() => this.#group.thawed()) : undefined
+    })
   }
 
   status(at: number, length: number): MaybePromise<Extent[]> {
@@ -159,8 +163,10 @@ export class PrimaryDisk implements BlockDevice {
       // Holes stay holes, and a discarded disk is not sent byte by byte.
       const empty = buffer.equals(ZEROES.subarray(0, buffer.length))
       return new Promise<number>((resolve) => {
-        if (empty) this.#forwardZero(at, buffer.length, () => resolve(0))
-        else this.#forwardBytes(buffer, at, () => resolve(buffer.length))
+        const last = (data: Frame): void =>
+          this.#group.forwarding.sendCopy(data, () => resolve(empty ? 0 : buffer.length))
+        if (empty) this.#forwardZero(at, buffer.length, last)
+        else this.#forwardBytes(buffer, at, last)
       })
     })
   }
@@ -169,7 +175,7 @@ export class PrimaryDisk implements BlockDevice {
     at: number,
     length: number,
     local: () => MaybePromise<void>,
-    forward: (handed: () => void) => void,
+    forward: (last: (data: Frame) => void) => void,
   ): MaybePromise<void> {
     const ready = this.#group.ready()
     if (isPromise(ready)) return ready.then(() => this.#change(at, length, local, forward))
@@ -184,7 +190,7 @@ export class PrimaryDisk implements BlockDevice {
     at: number,
     length: number,
     local: () => MaybePromise<void>,
-    forward: (handed: () => void) => void,
+    forward: (last: (data: Frame) => void) => void,
   ): MaybePromise<void> {
     const ready = this.#readyLocked(ticket)
     // Nobody waits with a lock in hand: who wants the disk to be quiet would wait for ever.
@@ -218,16 +224,23 @@ export class PrimaryDisk implements BlockDevice {
     ticket: RangeTicket,
     at: number,
     length: number,
-    forward: (handed: () => void) => void,
+    forward: (last: (data: Frame) => void) => void,
   ): MaybePromise<void> {
-    if (!this.#group.machine.written(this.#index, at, length)) {
+    const { machine, forwarding } = this.#group
+    if (!machine.written(this.#index, at, length)) {
       this.#lock.release(ticket)
-      return this.#acknowledged()
+      if (!machine.needsAck) return this.#acknowledged()
+      const covered = new Promise<void>((resolve) => {
+        forwarding.strand(resolve)
+      })
+      return covered.then(() => this.#acknowledged())
     }
-    const handed = new Promise<void>(forward)
+    const acknowledged = new Promise<void>((resolve) => {
+      forward((data) => forwarding.sendWrite(data, resolve))
+    })
     this.#lock.release(ticket)
-    // The link may be gone by then, and with it the permission to acknowledge.
-    return handed.then(() => this.#acknowledged())
+    // The link may be gone by then, and with it the permission to complete.
+    return acknowledged.then(() => this.#acknowledged())
   }
 
   #acknowledged(): MaybePromise<void> {
@@ -261,32 +274,20 @@ export class PrimaryDisk implements BlockDevice {
     throw error
   }
 
-  #forwardBytes(from: Buffer, at: number, handed: () => void): void {
+  /** @param last sends the last frame, whose hand-over covers the others: they leave in order */
+  #forwardBytes(from: Buffer, at: number, last: (data: Frame) => void): void {
     for (let done = 0; done < from.length; done += MAX_PAYLOAD) {
       const payload =
         from.length <= MAX_PAYLOAD
           ? from
           : from.subarray(done, Math.min(from.length, done + MAX_PAYLOAD))
-      const last = done + payload.length === from.length
-      this.#send(
-        frame('write', { disk: this.#index, position: at + done, payload }),
-        last ? handed : undefined,
-      )
+      const data = frame('write', { disk: this.#index, position: at + done, payload })
+      if (done + payload.length === from.length) last(data)
+      else this.#group.forwarding.send(data)
     }
   }
 
-  #forwardZero(at: number, length: number, handed: () => void): void {
-    this.#send(
-      frame('zero', { disk: this.#index, position: at, extent: length, flags: PUNCH }),
-      handed,
-    )
-  }
-
-  /** Payloads of one write leave in order, so the last one's hand-over covers the others. */
-  #send(data: ReturnType<typeof frame>, handed: (() => void) | undefined): void {
-    const link = this.#group.link
-    if (link === undefined) handed?.()
-    else if (handed === undefined) link.send(data)
-    else link.sendData(data, handed)
+  #forwardZero(at: number, length: number, last: (data: Frame) => void): void {
+    last(frame('zero', { disk: this.#index, position: at, extent: length, flags: PUNCH }))
   }
 }

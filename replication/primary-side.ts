@@ -19,12 +19,14 @@ import {
   type LinkHandlers,
 } from './environment.ts'
 import type {
+  Ack,
   CheckpointResult,
   DiskStatus,
   GroupChanges,
   ResyncProgress,
   VerifyReport,
 } from './group.ts'
+import { Forwarding } from './forwarding.ts'
 import type { Frame } from './machine/frame.ts'
 import { frame } from './machine/frame.ts'
 import { decodeHello, decodeRefusal, encodeRefusal, type Hello } from './machine/handshake.ts'
@@ -74,7 +76,7 @@ export class PrimarySide {
   readonly #options: PrimaryOptions
   readonly #checkpoints = new Requests<CheckpointResult>()
   readonly #connector: Connector | undefined
-  #link: Link | undefined
+  readonly forwarding: Forwarding
   #resync: Resync | undefined
   readonly #verifier: Verifier
   /** What the secondary told of, on its way to the maps on disk. */
@@ -98,6 +100,7 @@ export class PrimarySide {
       fork: () => this.#step({ type: 'fork', generation: environment.newId() }),
       persist: options.persist,
     })
+    this.forwarding = new Forwarding(this.machine)
     this.disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
     this.#verifier = new Verifier({
       ...{ group: settings.group, compareBytes: settings.compareBytes, machine: this.machine },
@@ -115,10 +118,6 @@ export class PrimarySide {
       connected: (open) => this.#adopt(open),
       failed: (reason) => this.#complain(`cannot reach the secondary: ${reason}`),
     })
-  }
-
-  get link(): Link | undefined {
-    return this.#link
   }
 
   start(): void {
@@ -166,20 +165,29 @@ export class PrimarySide {
   setReplicating(on: boolean): void {
     this.#step({ type: 'set-replicating', on })
     // Also when it was switched off: an attempt that is under way must not succeed any more.
-    if (this.#link === undefined) this.#connector?.connect()
+    if (this.forwarding.link === undefined) this.#connector?.connect()
   }
 
   discard(whose: 'local' | 'remote'): void {
     this.#step({ type: 'discard', whose })
-    if (this.#link === undefined) this.#connector?.connect()
+    if (this.forwarding.link === undefined) this.#connector?.connect()
   }
 
-  configure({ onLinkLoss, intervalMs, resyncRate }: GroupChanges): void {
-    this.#step({ type: 'configure', onLinkLoss, intervalMs })
+  /** @throws Fault where the secondary that is connected cannot do it */
+  configure({ onLinkLoss, intervalMs, resyncRate, ack }: GroupChanges): void {
+    const objection = ack === undefined ? undefined : this.#ackObjection(ack)
+    if (objection !== undefined) throw this.#fault('NOT_PERMITTED', objection)
+    this.#step({ type: 'configure', onLinkLoss, intervalMs, ack })
     this.#rate = resyncRate ?? this.#rate
     if (resyncRate === undefined) return
     this.#resync?.setRate(resyncRate)
     this.#verifier.setRate(resyncRate)
+  }
+
+  #ackObjection(ack: Ack): string | undefined {
+    if (this.#options.settings.wire === 'blktap2' && ack !== 'sent')
+      return 'the blktap2 wire has no acknowledgements: only ack=sent is possible'
+    return this.machine.ackObjection(ack)
   }
 
   /** Sends the disks as a whole again, or what of them differs. @throws Fault when that cannot be remembered */
@@ -218,6 +226,7 @@ export class PrimarySide {
   async hold(): Promise<void> {
     this.#gate.hold()
     for (const disk of this.disks) await disk.quiet()
+    await this.forwarding.quiet()
   }
 
   unhold(): void {
@@ -226,12 +235,13 @@ export class PrimarySide {
 
   /** The secondary is to take over at this checkpoint; this side has given up its role. */
   handOver(checkpoint: number): void {
-    this.#link?.send(frame('handover', { position: checkpoint }))
+    this.forwarding.link?.send(frame('handover', { position: checkpoint }))
   }
 
   /** No guest may use this side any more: what waits is refused, and what was begun comes to an end. */
   async retire(reason: Fault): Promise<void> {
     this.#gate.end(reason)
+    this.forwarding.finish()
     for (const disk of this.disks) await disk.quiet()
   }
 
@@ -243,7 +253,7 @@ export class PrimarySide {
     this.#verifier.end(reason.message)
     this.#gate.refuse(reason)
     // A write may wait for a peer that does not read any more.
-    this.#link?.close(reason.message)
+    this.forwarding.link?.close(reason.message)
     this.#step({ type: 'link-down', reason: reason.message })
     await this.retire(reason)
   }
@@ -283,19 +293,19 @@ export class PrimarySide {
       frame: (frame) => this.#receive(frame),
       closed: (reason) => {
         this.#connector?.connectLater()
-        if (this.#link !== link) return
-        this.#link = undefined
+        if (this.forwarding.link !== link) return
+        this.forwarding.end()
         this.#resync?.stop()
         this.#verifier.linkDown(reason)
         this.#step({ type: 'link-down', reason })
         this.#complain(reason)
       },
     })
-    this.#link = link
+    this.forwarding.begin(link)
     this.#verifier.linkUp(link)
     const { environment } = this.#options
     const greet = (): void => {
-      if (this.#link === link && !link.closed)
+      if (this.forwarding.link === link && !link.closed)
         this.#step({ type: 'link-up', nowMs: environment.nowMs(), peer: link.peer })
     }
     const remembering = this.#gate.remembering
@@ -326,6 +336,9 @@ export class PrimarySide {
       case 'sums':
         this.#step({ type: 'heartbeat', nowMs })
         return this.#verifier.take(frame)
+      case 'received':
+      case 'stored':
+        return this.#acknowledge(frame.type, frame.position)
       case 'pressure':
         return this.#step({ type: 'pressure', nowMs, bytes: frame.position, limit: frame.extent })
       case 'write':
@@ -334,6 +347,7 @@ export class PrimarySide {
       case 'checkpoint':
       case 'synced':
       case 'handover':
+      case 'acknowledge':
       case 'discard':
       case 'state':
       case 'segment':
@@ -342,6 +356,12 @@ export class PrimarySide {
           `the secondary sent a ${frame.type} frame, which it never sends`,
         )
     }
+  }
+
+  #acknowledge(kind: 'received' | 'stored', position: number): void {
+    const objection = this.forwarding.acknowledge(kind, position)
+    if (objection !== undefined) throw new Fault('PROTOCOL', objection)
+    this.#step({ type: 'acknowledged', nowMs: this.#options.environment.nowMs() })
   }
 
   #learn(index: number, at: number, length: number): void {
@@ -357,12 +377,13 @@ export class PrimarySide {
   #step(input: PrimaryInput): void {
     for (const effect of this.machine.step(input)) this.#perform(effect)
     this.#gate.open()
+    this.forwarding.settle()
   }
 
   #perform(effect: PrimaryEffect): void {
     switch (effect.type) {
       case 'send':
-        return this.#link?.send(effect.frame)
+        return this.forwarding.link?.send(effect.frame)
       case 'close-link':
         return this.#drop(effect.reason)
       case 'checkpoint-done':
@@ -436,8 +457,8 @@ export class PrimarySide {
 
   /** The machine has ended the link: the connection follows. */
   #drop(reason: string): void {
-    const link = this.#link
-    this.#link = undefined
+    const { link } = this.forwarding
+    this.forwarding.end()
     this.#learning = []
     this.#resync?.stop()
     this.#verifier.linkDown(reason)

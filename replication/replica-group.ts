@@ -148,6 +148,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       group,
       mode,
       ...side,
+      ack: this.#primary?.machine.ack ?? this.#settings.ack,
       checkpoints: this.#times.statistics(this.#environment.nowMs()),
       resync: this.#primary?.progress ?? null,
       verify: this.#primary?.verification ?? null,

@@ -13,6 +13,7 @@ import { DiskLayers } from '../ramdisk/disk-layers.ts'
 import { PageMemory } from '../ramdisk/page-memory.ts'
 import { Answers } from './comparison/answers.ts'
 import { Summer } from './comparison/checksums.ts'
+import { Acknowledger } from './acknowledger.ts'
 import { every, type GroupEnvironment, type Link, type LinkHandlers } from './environment.ts'
 import { EpochKeeper } from './epoch-keeper.ts'
 import type { CheckpointResult, SideStatus } from './group.ts'
@@ -61,6 +62,7 @@ export class SecondarySide {
   #machine: SecondaryMachine
   #log: EpochKeeper
   readonly #intake: Intake
+  readonly #acknowledger: Acknowledger
   readonly #troubles: Troubles
   readonly #hooks: SecondaryHooks
   #replica: string
@@ -93,6 +95,10 @@ export class SecondarySide {
       handle: (link, frame) => this.#handle(link, frame),
       overflow: () => this.#step({ type: 'overflow', localBytes: this.localBytes }),
       linkOf: (number) => this.#links.get(number),
+    })
+    this.#acknowledger = new Acknowledger({
+      sync: () => this.#log.sync(),
+      send: (link, outgoing) => this.#links.get(link)?.send(outgoing),
     })
     this.#replica = environment.newId()
     this.#machine = this.#newMachine(FRESH)
@@ -403,12 +409,16 @@ export class SecondarySide {
         const generation = this.#environment.newId()
         return this.#step({ type: 'handover', link, checkpoint: frame.position, generation })
       }
+      case 'acknowledge':
+        return this.#acknowledger.ask(link, frame.position)
       case 'heartbeat':
         return this.#step({ type: 'heartbeat', link, nowMs: this.#environment.nowMs() })
       case 'refuse':
         return this.#links.get(link)?.close('the primary refused')
       case 'hello':
       case 'done':
+      case 'received':
+      case 'stored':
       case 'pressure':
       case 'dirty':
       case 'ready':
@@ -428,6 +438,7 @@ export class SecondarySide {
     if (frame.type === 'write') layers?.receiveWrite(frame.payload, frame.position)
     else layers?.receiveZero(frame.position, frame.extent, (frame.flags & PUNCH) !== 0)
     this.#log.append({ ...frame, disk })
+    this.#acknowledger.took(link)
   }
 
   /** @throws Fault to end the link */

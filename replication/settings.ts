@@ -1,6 +1,6 @@
 /** What the two sides of a group are told by the configuration. */
 
-import type { GroupMode } from './group.ts'
+import type { Ack, GroupMode } from './group.ts'
 
 export interface GroupSettings {
   readonly group: string
@@ -23,6 +23,7 @@ export interface GroupSettings {
   readonly journal: number
   /** Both sides begin with the same content, says an operator. */
   readonly identical: boolean
+  readonly ack: Ack
   readonly onLinkLoss: 'continue' | 'freeze'
   /** A program that is asked before this side goes on without the other one; null: nobody is asked. */
   readonly fence: string | null

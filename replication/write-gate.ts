@@ -52,7 +52,9 @@ export class WriteGate {
 
   /** Resolves when a write that has ended may be acknowledged. @throws Fault when it never may */
   thawed(): MaybePromise<void> {
-    return this.#machine.frozen ? this.#wait() : undefined
+    if (!this.#machine.frozen) return undefined
+    if (this.#ended !== undefined) throw this.#ended
+    return this.#wait()
   }
 
   /** Lets writes wait. */

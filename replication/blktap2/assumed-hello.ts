@@ -40,7 +40,7 @@ export function primaryHello({ group, mode, term, disks }: GroupStatus, replica:
     ...{ generation: replica, history: [], checkpoint: 0, announced: 0 },
     ...{ consistent: true, wrote: true, identical: true, discard: 'local' },
     disks: disks.map(({ name, size }) => ({ name, size })),
-    ...{ capacity: 0, durable: false, features: [] },
+    ...{ capacity: 0, durable: false, features: [], ack: 'sent' },
   }
 }
 

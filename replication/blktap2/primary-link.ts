@@ -124,6 +124,9 @@ class PrimaryLink implements Link {
       case 'handover':
       case 'compare':
       case 'sums':
+      case 'acknowledge':
+      case 'received':
+      case 'stored':
         // Nothing on this wire says it.
         return
     }

@@ -99,6 +99,9 @@ export class SecondaryLink implements Link {
       case 'handover':
       case 'compare':
       case 'sums':
+      case 'acknowledge':
+      case 'received':
+      case 'stored':
         // Nothing on this wire says it.
         return
     }

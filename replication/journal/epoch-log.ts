@@ -19,6 +19,8 @@ export interface EpochLog {
   restart(): Promise<void>
   /** Data of the epoch that is being received; its payload is the caller's again when this returns. */
   append(record: Readonly<Frame>): void
+  /** Resolves when everything that was appended so far is on stable storage. @throws Fault when it will not be */
+  sync(): MaybePromise<void>
   /** What was appended since the last commit never happened. */
   discard(): void
   /** Remembers the state before it resolves. @throws Fault, and remembers the one before then */
@@ -43,6 +45,7 @@ export const MEMORY_LOG: EpochLog = {
   bytes: 0,
   restart: () => Promise.resolve(),
   append: () => undefined,
+  sync: () => undefined,
   discard: () => undefined,
   persist: () => undefined,
   commit: () => undefined,

@@ -154,6 +154,11 @@ export class Journal implements EpochLog {
     this.#start()
   }
 
+  async sync(): Promise<void> {
+    if (this.#failed !== undefined) throw this.#failed
+    if (this.#synced < this.#queued) await this.#durable()
+  }
+
   discard(): void {
     if (this.#failed !== undefined) return
     for (const segment of this.#segments) segment.neededBy ??= this.#queuedCommit

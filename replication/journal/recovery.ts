@@ -205,6 +205,9 @@ class Scanner {
       case 'handover':
       case 'compare':
       case 'sums':
+      case 'acknowledge':
+      case 'received':
+      case 'stored':
         throw damaged(this.#store, `a record of type ${record.type}`)
       case 'discard':
         this.#drop()

@@ -55,6 +55,11 @@ export const FRAME_TYPES = {
   compare: 20,
   /** The answer: the checksums of its pieces, one after the other; none where it cannot be read. */
   sums: 21,
+  /** Of a primary: which of the next two it asks for; position: the number of its level (group.ts, ACKS). */
+  acknowledge: 16,
+  /** Of a secondary: so many data frames of this link (position) are in its memory; are on its stable storage. */
+  received: 17,
+  stored: 18,
 } as const
 
 export type FrameType = keyof typeof FRAME_TYPES

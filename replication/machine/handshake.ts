@@ -7,18 +7,20 @@
  *  - A pair whose histories cannot be shown to fit is refused, never assumed to be equal.
  */
 
-import type { GroupMode } from '../group.ts'
+import { ACKS, type Ack, type GroupMode } from '../group.ts'
 import { flagOf, malformed, objectOf, oneOf, parseFields, textOf, wholeOf } from './fields.ts'
 import { lineageOf, relate, type Fork, type Lineage, type Relation } from './replica-state.ts'
 
 /** Versions of the link protocol that this build speaks. */
 export const PROTOCOL = { min: 1, max: 1 } as const
 
+const ACKNOWLEDGES = 'acknowledge'
 /**
  * What this build can do on a link that older ones of the same version cannot. Each side says its own; what both say may be used.
  *  - checksums: a secondary answers `compare` frames.
+ *  - acknowledge: a secondary says what it has, where it is asked.
  */
-export const FEATURES: readonly string[] = ['checksums']
+export const FEATURES: readonly string[] = ['checksums', ACKNOWLEDGES]
 
 const MOST_FEATURES = 64
 
@@ -55,6 +57,8 @@ export interface Hello extends Lineage {
   readonly discard: 'local' | 'remote' | null
   /** An operator says that both sides begin with the same content (primary). */
   readonly identical: boolean
+  /** What the secondary has to have of a write before it completes (primary). */
+  readonly ack: Ack
   /** See FEATURES; names that this build does not know are of newer ones. */
   readonly features: readonly string[]
 }
@@ -133,6 +137,20 @@ function configurationObjection(source: Hello, target: Hello): Verdict | undefin
     theirs.delete(name)
   }
   for (const name of theirs.keys()) return wrong(`disk "${name}" exists only on the secondary`)
+  const unable = target.role === 'secondary' ? ackObjection(source.ack, target) : undefined
+  return unable === undefined ? undefined : wrong(unable)
+}
+
+/** Why a secondary cannot acknowledge what a primary would wait for. */
+export function ackObjection(
+  ack: Ack,
+  { features, durable }: Pick<Hello, 'features' | 'durable'>,
+): string | undefined {
+  if (ack === 'sent') return undefined
+  if (!features.includes(ACKNOWLEDGES))
+    return `ack=${ack} needs a secondary that acknowledges writes, and this one is too old: upgrade it, or use ack=sent`
+  if (ack === 'durable' && !durable)
+    return 'ack=durable needs a secondary with a journal, and this one has durability=memory: give it durability=journal, or use ack=received'
   return undefined
 }
 
@@ -276,6 +294,8 @@ export function decodeHello(payload: Buffer): Hello {
         ? null
         : oneOf(fields['discard'], ['local', 'remote'] as const, 'hello.discard'),
     identical: flagOf(fields['identical'], 'hello.identical'),
+    // Older builds do not say it, and have nothing else.
+    ack: fields['ack'] === undefined ? 'sent' : oneOf(fields['ack'], ACKS, 'hello.ack'),
     features: featuresOf(fields['features']),
   }
 }

@@ -1,7 +1,7 @@
 /** What a primary's machine is told, and what it wants done: its settings, inputs and effects. */
 
 import type { FaultCode } from '../../core/fault.ts'
-import type { CheckpointResult, GroupEvent, GroupMode } from '../group.ts'
+import type { Ack, CheckpointResult, GroupEvent, GroupMode } from '../group.ts'
 import type { Frame } from './frame.ts'
 import type { DiskIdentity, Hello, Refusal } from './handshake.ts'
 import type { LivenessSettings } from './liveness.ts'
@@ -24,6 +24,8 @@ export interface PrimarySettings extends LivenessSettings, ResyncSettings {
   readonly fences: boolean
   /** Milliseconds between checkpoints that the primary makes by itself; 0: it makes none. */
   readonly intervalMs: number
+  /** What the secondary has to have of a guest's write before it completes. */
+  readonly ack: Ack
 }
 
 export type PrimaryInput =
@@ -51,6 +53,8 @@ export type PrimaryInput =
       readonly commitUs: number
     }
   | { readonly type: 'heartbeat'; readonly nowMs: number }
+  /** The secondary has acknowledged data. */
+  | { readonly type: 'acknowledged'; readonly nowMs: number }
   | {
       readonly type: 'pressure'
       readonly nowMs: number
@@ -70,6 +74,7 @@ export type PrimaryInput =
   | { readonly type: 'discard'; readonly whose: 'local' | 'remote' }
   | {
       readonly type: 'configure'
+      readonly ack: Ack | undefined
       readonly onLinkLoss: 'continue' | 'freeze' | undefined
       readonly intervalMs: number | undefined
     }

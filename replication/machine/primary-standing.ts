@@ -8,6 +8,7 @@
  */
 
 import { assert } from '../../core/assert.ts'
+import type { Ack } from '../group.ts'
 import { FEATURES, PROTOCOL, type Hello } from './handshake.ts'
 import type { PrimarySettings } from './primary-io.ts'
 import { forked, type Lineage, type ReplicaState } from './replica-state.ts'
@@ -20,6 +21,8 @@ export class PrimaryStanding {
   discard: Hello['discard'] = null
   /** Whether another replica may hold the present line. */
   shared: boolean
+  /** What the secondary has to have of a write before it completes. */
+  ack: Ack
   readonly #settings: PrimarySettings
   #lineage: Lineage
   #committed: number
@@ -33,6 +36,7 @@ export class PrimaryStanding {
     this.role = remembered.role === 'active' ? 'active' : 'primary'
     this.term = remembered.term
     this.shared = settings.shared
+    this.ack = settings.ack
     this.#lineage = { generation: remembered.generation, history: remembered.history }
     this.#committed = remembered.checkpoint
     this.#announced = remembered.announced ?? remembered.checkpoint
@@ -95,6 +99,7 @@ export class PrimaryStanding {
       capacity: 0,
       durable: false,
       discard: this.discard,
+      ack: this.ack,
       features: FEATURES,
     }
   }

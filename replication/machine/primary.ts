@@ -10,10 +10,10 @@
  *  - No marker is sent while the secondary's stream lacks anything that is dirty (state `resyncing`).
  */
 
-import type { Protection, SideStatus } from '../group.ts'
+import { ACKS, type Ack, type Protection, type SideStatus } from '../group.ts'
 import { ChangedBlocks, type Run } from './changed-blocks.ts'
 import { frame, PARTIAL, UNASKED } from './frame.ts'
-import { encodeHello, verdictOn, type Hello, type Refusal } from './handshake.ts'
+import { ackObjection, encodeHello, verdictOn, type Hello, type Refusal } from './handshake.ts'
 import { LinkLossPolicy } from './link-loss-policy.ts'
 import { Liveness } from './liveness.ts'
 import { PrimaryCheckpoints } from './primary-checkpoints.ts'
@@ -51,6 +51,8 @@ export class PrimaryMachine {
   /** Whether the dirty maps come from an earlier process, which does not say in which epochs. */
   #recalled = true
   #durable = false
+  /** What the secondary that is connected can do. */
+  #able: Pick<Hello, 'features' | 'durable'> | undefined
   #replicating = true
   #deposed = false
   /** Whether a guest has used this side, or a secondary has followed it, since this machine was made. */
@@ -145,6 +147,29 @@ export class PrimaryMachine {
   get frozen(): boolean {
     if (!this.#linkLoss.freezes || this.#deposed) return false
     return this.#link.kind === 'down' || this.#link.kind === 'greeting'
+  }
+
+  /** What the secondary has to have of a write before it completes. */
+  get ack(): Ack {
+    return this.#self.ack
+  }
+
+  /** Why writes cannot complete that way now, or undefined when they can. */
+  ackObjection(ack: Ack): string | undefined {
+    return this.#able === undefined ? undefined : ackObjection(ack, this.#able)
+  }
+
+  /** Whether no write completes that the secondary has not acknowledged. Else a link that is lost lets them complete. */
+  get needsAck(): boolean {
+    const link = this.#link
+    // A secondary that gets a copy has nothing to take over with before it is whole, which may be hours.
+    const copies = (link.kind === 'learning' || link.kind === 'resyncing') && link.copies
+    return this.#self.ack !== 'sent' && this.#linkLoss.freezes && !this.#deposed && !copies
+  }
+
+  /** Whether the secondary is sent everything. */
+  get isStreaming(): boolean {
+    return this.#link.kind === 'streaming'
   }
 
   /**
@@ -278,6 +303,7 @@ export class PrimaryMachine {
         this.#done(input.checkpoint, input.commitUs, input.nowMs)
         return
       case 'heartbeat':
+      case 'acknowledged':
         this.#liveness.heard(input.nowMs)
         return
       case 'pressure': {
@@ -306,6 +332,7 @@ export class PrimaryMachine {
         return
       case 'configure':
         if (input.onLinkLoss !== undefined) this.#linkLoss.configure(input.onLinkLoss)
+        if (input.ack !== undefined) this.#acknowledgeFrom(input.ack)
         this.#checkpoints.intervalMs = input.intervalMs ?? this.#checkpoints.intervalMs
         return
       case 'fenced':
@@ -346,7 +373,9 @@ export class PrimaryMachine {
     const copies = verdict.resync === 'everything'
     this.#base(copies, verdict.at, Math.max(hello.announced ?? 0, hello.checkpoint))
     this.#self.shared = true
+    this.#able = hello
     this.#durable = hello.durable
+    if (this.#self.ack !== 'sent') this.#acknowledgeFrom(this.#self.ack)
     this.#self.term = Math.max(this.#self.term, hello.term)
     this.#resync.greet(hello)
     this.#checkpoints.begin()
@@ -365,6 +394,12 @@ export class PrimaryMachine {
     this.#recalled = false
     if (!copies) return this.#commit(at)
     this.#changed.markAll(this.#self.announced + 1)
+  }
+
+  #acknowledgeFrom(ack: Ack): void {
+    this.#self.ack = ack
+    if (this.#able !== undefined)
+      this.#out.send(frame('acknowledge', { position: ACKS.indexOf(ack) }))
   }
 
   #ready(nowMs: number): void {
@@ -534,6 +569,7 @@ export class PrimaryMachine {
   #linkDown(reason: string): void {
     if (this.#link.kind === 'down') return
     const wasUp = this.#link.kind !== 'greeting'
+    this.#able = undefined
     if (this.#link.kind === 'resyncing' && this.#link.copies) this.#resync.split()
     this.#link = { kind: 'down' }
     this.#reason = reason

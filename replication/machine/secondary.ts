@@ -234,6 +234,7 @@ export class SecondaryMachine {
       capacity,
       discard: this.#discard,
       identical: false,
+      ack: 'sent',
       features: FEATURES,
     }
   }

@@ -23,6 +23,7 @@ export class FakeGroup implements ReplicationGroup {
     this.state = {
       group: name,
       mode: 'colo',
+      ack: 'sent',
       role: 'primary',
       protection: 'protected',
       reason: null,

@@ -46,7 +46,7 @@ const STRANGER: Hello = {
   durable: false,
   discard: null,
   identical: false,
-  features: [],
+  features: [], ack: 'sent',
 }
 
 /** Connects to the replication port, sends `bytes`, and gives the frames that came back before the end. */

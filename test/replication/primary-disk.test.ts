@@ -3,6 +3,7 @@
 import t from 'tap'
 
 import type { Link } from '../../replication/environment.ts'
+import { Forwarding } from '../../replication/forwarding.ts'
 import type { PrimaryMachine } from '../../replication/machine/primary.ts'
 import { PrimaryDisk, type PrimaryContext } from '../../replication/primary-disk.ts'
 import { MemoryDevice } from '../nbd/memory-device.ts'
@@ -20,14 +21,17 @@ function open(): {
   const machine = {
     writing: () => undefined,
     written: () => true,
+    ack: 'sent',
     get writeObjection() {
       return group.deposed ? 'this copy was deposed' : undefined
     },
   }
   const link = { sendData: (_: unknown, done: () => void) => (handed = done) }
+  const forwarding = new Forwarding(machine as unknown as PrimaryMachine)
+  forwarding.begin(link as unknown as Link)
   const context: PrimaryContext = {
     machine: machine as unknown as PrimaryMachine,
-    link: link as unknown as Link,
+    forwarding,
     diskFailed: () => undefined,
     ready: () => undefined,
     thawed: () =>

@@ -80,7 +80,7 @@ async function start(options: Options = {}): Promise<Replica> {
       ...{ group: 'vm', mode: 'colo', role: 'secondary', peer: null, listens: true },
       ...{ memory, durability, journal: 1 << 30, identical: false, onLinkLoss: 'continue' },
       ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000, intervalMs: 0 },
-      ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0 },
+      ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0, ack: 'sent' },
       ...{ compareBytes: 256 * KiB, comparesFirst: false },
     },
     {
@@ -121,7 +121,7 @@ function hello(names: readonly string[]): Hello {
     ...{ group: 'vm', mode: 'colo', role: 'primary', replica: 'p' },
     ...{ generation: 'g1', history: [], checkpoint: 0, announced: 0, term: 1 },
     ...{ consistent: true, wrote: true, capacity: 0, durable: false },
-    ...{ discard: null, identical: true, features: [] },
+    ...{ discard: null, identical: true, features: [], ack: 'sent' },
     disks: names.map((name) => ({ name, size: SIZE })),
   }
 }

@@ -44,6 +44,7 @@ const HELLO: Hello = {
   discard: null,
   identical: false,
   features: [],
+  ack: 'sent',
 }
 
 interface Line {

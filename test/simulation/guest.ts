@@ -31,6 +31,8 @@ export interface GuestOptions {
   /** Requests that it makes in a hurry. */
   readonly burst: number
   readonly buffers: SectorBuffers
+  /** Told of each write that completes. */
+  readonly written: (tag: number) => void
 }
 
 type Kind = 'read' | 'write' | 'zero' | 'trim' | 'flush'
@@ -134,6 +136,7 @@ export class Guest {
         this.#giveBack(buffer)
         this.#changed(outcome)
         registers.endWrite(ticket, resultOf(outcome))
+        if (outcome.ok) this.#options.written(tag)
         this.#think()
       },
     )

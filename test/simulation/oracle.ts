@@ -9,6 +9,7 @@ import { Fault } from '../../core/fault.ts'
 import type { GroupEvent, VerifyReport } from '../../replication/group.ts'
 import { PARTIAL, type Frame } from '../../replication/machine/frame.ts'
 import { SECTOR } from '../../core/units.ts'
+import { AckWatch } from './ack-watch.ts'
 import type { Plan } from './plan.ts'
 import { contentOf, type Content } from './sectors.ts'
 import { completedOf, readable } from './look.ts'
@@ -24,6 +25,7 @@ export class Oracle implements Observer {
   /** What the secondary holds was changed behind its back: until that is repaired, it is not what it should be. */
   corrupted = false
   readonly #plan: Plan
+  readonly #acks: AckWatch
   /** The last checkpoint that was reported to the primary. */
   #done = 0
   /** The process that reported it. */
@@ -45,6 +47,7 @@ export class Oracle implements Observer {
 
   constructor(plan: Plan) {
     this.#plan = plan
+    this.#acks = new AckWatch(plan.ack)
   }
 
   watch(world: World): void {
@@ -64,6 +67,7 @@ export class Oracle implements Observer {
 
   /** A marker leaves: what the primary's images have completed is the checkpoint. */
   primarySends(frame: Readonly<Frame>): void {
+    this.#acks.primarySends(frame)
     if (frame.type !== 'checkpoint') return
     if ((frame.flags & PARTIAL) !== 0) return void this.#partials.add(frame.position)
     this.#partials.delete(frame.position)
@@ -80,7 +84,17 @@ export class Oracle implements Observer {
     }
   }
 
+  /** 5: with ack=received and ack=durable a write completes when the secondary has it. */
+  writeCompleted(side: Side, tag: number): void {
+    if (side !== this.#there.primary || !isProtected(side)) return
+    const objection = this.#acks.completed(tag)
+    this.#check(objection === undefined, `5: ${objection}`)
+  }
+
   secondarySends(frame: Readonly<Frame>): void {
+    const { secondary, journals } = this.#there
+    const objected = this.#acks.secondarySends(frame, journals[secondary.host])
+    this.#check(objected === undefined, `5: ${objected}`)
     if (frame.type === 'refuse') this.overflows += frame.payload.includes('"overflow"') ? 1 : 0
     if (frame.type !== 'done' || this.#partials.has(frame.position)) return
     this.#done = Math.max(this.#done, frame.position)

@@ -1,6 +1,6 @@
 /** What one simulated run is like; all of it follows from the seed. */
 
-import type { GroupMode } from '../../replication/group.ts'
+import { ACKS, type Ack, type GroupMode } from '../../replication/group.ts'
 import { SLAB } from '../../ramdisk/page-memory.ts'
 import { Random } from './random.ts'
 
@@ -69,6 +69,7 @@ export interface Plan {
   readonly faultMs: number
   readonly chaosMs: number
   readonly ending: Ending
+  readonly ack: Ack
 }
 
 export function planOf(seed: number): Plan {
@@ -77,14 +78,17 @@ export function planOf(seed: number): Plan {
   const faulty = random.chance(0.85)
   // Most runs are short, on few blocks: what can go wrong does so on a small stage as well, and more often a second.
   const long = random.chance(0.03)
+  const disks = Array.from({ length: long ? 3 : random.pick([1, 1, 2, 3]) }, () =>
+    long ? random.whole(17, 64) : random.whole(9, 25),
+  )
+  const memory = random.chance(0.4) ? random.whole(4, 10) * SLAB : 64 * SLAB
+  const durability = random.pick(['journal', 'journal', 'memory'] as const)
   return {
     seed,
     mode,
-    disks: Array.from({ length: long ? 3 : random.pick([1, 1, 2, 3]) }, () =>
-      long ? random.whole(17, 64) : random.whole(9, 25),
-    ),
-    memory: random.chance(0.4) ? random.whole(4, 10) * SLAB : 64 * SLAB,
-    durability: random.pick(['journal', 'journal', 'memory']),
+    disks,
+    memory,
+    durability,
     identical: random.chance(0.5),
     onLinkLoss: random.pick(['continue', 'continue', 'freeze']),
     partBytes: random.pick([4096, 16384, 1 << 20]),
@@ -106,6 +110,7 @@ export function planOf(seed: number): Plan {
     faultMs: random.pick([20, 60, 200]),
     chaosMs: long ? random.whole(100, 900) : random.whole(40, 300),
     ending: random.chance(0.5) ? 'heal' : random.pick(ENDINGS),
+    ack: random.pick(durability === 'journal' ? ACKS : (['sent', 'received'] as const)),
   }
 }
 

@@ -230,7 +230,10 @@ export class Toolstack {
       case 'switch-secondary':
         secondary.group.setReplicating(false)
         return this.#later(600, () => {
-          if (secondary.life.alive) secondary.group.setReplicating(true)
+          if (!secondary.life.alive) return
+          // The roles may have been exchanged meanwhile.
+          if (secondary === this.#world.primary) this.#allowProtection()
+          secondary.group.setReplicating(true)
         })
     }
   }

@@ -50,6 +50,7 @@ export interface Side {
 export interface Observer {
   primarySends(frame: Readonly<Frame>): void
   secondarySends(frame: Readonly<Frame>): void
+  writeCompleted(side: Side, tag: number): void
   secondaryEvent(event: GroupEvent): void
   secondaryStarted(side: Side): void
   verified(report: VerifyReport): void
@@ -199,6 +200,7 @@ export class World {
       resyncRate: 0,
       compareBytes: this.plan.compareBytes,
       comparesFirst: this.plan.comparesFirst,
+      ack: this.plan.ack,
     }
   }
 
@@ -259,6 +261,10 @@ export class World {
       slowestMs: this.plan.thinkMs,
       burst: this.plan.burst,
       buffers: this.#buffers,
+      written: (tag) => {
+        const side = life === this.primary.life ? this.primary : this.secondary
+        this.#observer.writeCompleted(side, tag)
+      },
     })
     const sight = images.map(({ sectors }) => sightOf(sectors))
     return { life, images, registers, guest, sight, met: false }

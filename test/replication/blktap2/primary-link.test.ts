@@ -70,7 +70,7 @@ class Primary {
         ...{ group: 'vm', mode: 'remus', role: 'primary', peer: 'old', listens: false },
         ...{ wire: 'blktap2', identical: true, onLinkLoss: 'continue', intervalMs: 0 },
         ...{ memory: MiB, durability: 'memory', journal: 1, heartbeatMs: 500, timeoutMs: 5000 },
-        ...{ fence: null, partBytes: MiB, resyncRate: 0 },
+        ...{ fence: null, partBytes: MiB, resyncRate: 0, ack: 'sent' },
         ...{ compareBytes: MiB / 4, comparesFirst: false },
       },
       {
@@ -341,7 +341,10 @@ void t.test(
 
 void t.test('a command for a copy is refused, and the link stays', async (t) => {
   const { primary } = await start(t)
-  await t.rejects(primary.group.resync(false), { code: 'NOT_PERMITTED', message: /cannot carry a copy/ })
+  await t.rejects(primary.group.resync(false), {
+    code: 'NOT_PERMITTED',
+    message: /cannot carry a copy/,
+  })
   t.equal(primary.group.status().protection, 'protected')
 })
 

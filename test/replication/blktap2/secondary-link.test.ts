@@ -35,7 +35,7 @@ class Secondary {
       {
         ...{ group: 'vm', mode: 'remus', role: 'secondary', peer: null, listens: true },
         ...{ wire: 'blktap2', identical: false, onLinkLoss: 'continue', intervalMs: 0 },
-        ...{ fence: null, partBytes: MiB, resyncRate: 0 },
+        ...{ fence: null, partBytes: MiB, resyncRate: 0, ack: 'sent' },
         ...{ compareBytes: MiB / 4, comparesFirst: false },
         ...{ memory: 64 * MiB, durability: 'journal', journal: 1 << 30 },
         ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000 },

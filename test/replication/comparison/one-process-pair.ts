@@ -184,7 +184,7 @@ async function startSide(
       ...{ group: 'vm', mode: 'colo', role, peer: 'peer', listens: true },
       ...{ memory: 64 * MiB, durability: 'memory', journal: 1 << 30, identical: true },
       ...{ heartbeatMs: 100_000, timeoutMs: 1_000_000, intervalMs: 0, onLinkLoss: 'continue' },
-      ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0 },
+      ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0, ack: 'sent' },
       ...{ compareBytes: 256 * KiB, comparesFirst: false },
       ...settings,
     },

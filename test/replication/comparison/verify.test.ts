@@ -152,7 +152,12 @@ void t.test('a verify keeps to the rate, and to a new one', async (t) => {
   for (let turns = 0; turns < 100; turns += 1) await new Promise(setImmediate)
   t.equal(answers, MOST_ASKED, 'what may be asked at once is asked; the rest waits for its seconds')
   t.equal(primary.group.status().verify?.state, 'running')
-  primary.group.configure({ resyncRate: 0, onLinkLoss: undefined, intervalMs: undefined })
+  primary.group.configure({
+    resyncRate: 0,
+    onLinkLoss: undefined,
+    intervalMs: undefined,
+    ack: undefined,
+  })
   await ended
   t.equal(primary.group.status().verify?.state, 'equal')
   await pair.close()

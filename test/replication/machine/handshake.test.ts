@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import t from 'tap'
 
 import { Fault } from '../../../core/fault.ts'
+import { ACKS } from '../../../replication/group.ts'
 import {
   decodeHello,
   decodeRefusal,
@@ -39,6 +40,7 @@ const anyHello: fc.Arbitrary<Hello> = fc.record({
   discard: fc.constantFrom(null, 'local', 'remote'),
   identical: fc.boolean(),
   features: fc.array(name, { maxLength: 3 }),
+  ack: fc.constantFrom(...ACKS),
 })
 
 void t.test('a hello and a refusal are read as they were written', (t) => {
@@ -82,6 +84,7 @@ void t.test('a field that is missing or wrong is named', (t) => {
     ['capacity', [undefined, 'much']],
     ['discard', [undefined, 'both']],
     ['identical', [undefined, null]],
+    ['ack', [null, 'all', 1]],
     ['features', [null, 'all', [1], [''], Array(65).fill('f')]],
   ]
   for (const [field, values] of wrong) {

@@ -24,6 +24,7 @@ export const PRIMARY: Hello = {
   discard: null,
   identical: false,
   features: [],
+  ack: 'sent',
 }
 
 export const SECONDARY: Hello = {

@@ -225,6 +225,7 @@ export function helloOf(pair: Pair, index: number): Hello {
     discard: side.discard,
     identical: false,
     features: [],
+    ack: 'sent' as const,
   }
   if (side.kind === 'primary') {
     const { lineage, committed: checkpoint, announced, forgot, term } = side

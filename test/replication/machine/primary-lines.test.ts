@@ -30,7 +30,7 @@ const configure = (
   fields: Partial<Extract<PrimaryInput, { type: 'configure' }>>,
 ): PrimaryInput => ({
   type: 'configure',
-  ...{ onLinkLoss: undefined, intervalMs: undefined },
+  ...{ onLinkLoss: undefined, intervalMs: undefined, ack: undefined },
   ...fields,
 })
 /** Another primary, which was promoted after the line of this one. */

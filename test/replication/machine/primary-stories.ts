@@ -34,6 +34,7 @@ export const SECONDARY: Hello = {
   discard: null,
   identical: false,
   features: [],
+  ack: 'sent',
 }
 
 /** A primary at the beginning of its first line. */
@@ -52,7 +53,7 @@ export function newMachine(
   return new PrimaryMachine({
     ...{ group: 'vm', mode: 'colo', replica: 'p', disks: SECONDARY.disks },
     ...{ heartbeatMs: 100, timeoutMs: 500, shared: false, identical: false },
-    ...{ onLinkLoss: 'continue', intervalMs: 0, partBytes: 1 << 26, fences: false },
+    ...{ onLinkLoss: 'continue', intervalMs: 0, partBytes: 1 << 26, fences: false, ack: 'sent' },
     comparesFirst: false,
     remembered: { ...FIRST, ...remembered },
     ...settings,

@@ -34,6 +34,7 @@ const PRIMARY: Hello = {
   discard: null,
   identical: false,
   features: [],
+  ack: 'sent',
 }
 
 /** A secondary that is where its primary is. */

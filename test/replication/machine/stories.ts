@@ -18,6 +18,9 @@ export function describeFrame({ type, flags, position, extent, payload }: Frame)
       return (flags & PARTIAL) === 0 ? `checkpoint ${position}` : `part ${position}`
     case 'done':
     case 'handover':
+    case 'acknowledge':
+    case 'received':
+    case 'stored':
       return `${type} ${position}`
     case 'pressure':
       return `pressure ${position} of ${extent}`

@@ -1,0 +1,102 @@
+/**
+ * Tells a primary how much of its data a secondary has, in memory or on stable storage, as far as the primary asks.
+ *
+ * Invariants:
+ *  - A frame is counted once the layers and the log have taken it, and told as stored once the log has flushed it.
+ *  - At most one acknowledgement leaves in a turn of the event loop, and one flush of the log is under way at a time: it
+ *    covers everything that came before it, and what comes meanwhile shares the next one.
+ *  - A link that is gone is told nothing, and what came on it counts for no other.
+ */
+
+import { Fault } from '../core/fault.ts'
+import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import { ACKS, type Ack } from './group.ts'
+import { frame, type Frame } from './machine/frame.ts'
+
+export interface AcknowledgerContext {
+  /** Resolves when everything that the log was given is on stable storage. @throws Fault when it never will be */
+  readonly sync: () => MaybePromise<void>
+  readonly send: (link: number, frame: Frame) => void
+}
+
+export class Acknowledger {
+  readonly #context: AcknowledgerContext
+  #link = 0
+  #ack: Ack = 'sent'
+  /** Data frames of the link that are here, and those that its primary knows of. */
+  #taken = 0
+  #told = 0
+  #planned = false
+  #syncing = false
+
+  constructor(context: AcknowledgerContext) {
+    this.#context = context
+  }
+
+  /** What the primary on a link asks to be told. @throws Fault PROTOCOL where that is nothing known */
+  ask(link: number, level: number): void {
+    const ack = ACKS[level]
+    if (ack === undefined)
+      throw new Fault('PROTOCOL', `acknowledgements of level ${level} do not exist`)
+    this.#follow(link)
+    this.#ack = ack
+    // What it knows in another sense does not count.
+    this.#told = 0
+    this.#plan()
+  }
+
+  /** A data frame of a link is here. Hot path. */
+  took(link: number): void {
+    this.#follow(link)
+    this.#taken += 1
+    if (this.#ack !== 'sent' && !this.#planned) this.#plan()
+  }
+
+  #follow(link: number): void {
+    if (link === this.#link) return
+    this.#link = link
+    this.#ack = 'sent'
+    this.#taken = 0
+    this.#told = 0
+  }
+
+  /** What arrives together is told of together. */
+  #plan(): void {
+    this.#planned = true
+    queueMicrotask(() => {
+      this.#planned = false
+      this.#tell()
+    })
+  }
+
+  #tell(): void {
+    if (this.#taken === this.#told) return
+    if (this.#ack === 'received') this.#say('received', this.#link, this.#taken)
+    if (this.#ack === 'durable' && !this.#syncing) this.#store()
+  }
+
+  #store(): void {
+    const [link, position] = [this.#link, this.#taken]
+    const syncing = this.#context.sync()
+    if (!isPromise(syncing)) return this.#say('stored', link, position)
+    this.#syncing = true
+    syncing.then(
+      () => {
+        this.#syncing = false
+        if (this.#ack === 'durable') this.#say('stored', link, position)
+        this.#tell()
+      },
+      (error: unknown) => {
+        this.#syncing = false
+        // The link ends for the same reason.
+        if (!(error instanceof Fault)) throw error
+      },
+    )
+  }
+
+  #say(type: 'received' | 'stored', link: number, position: number): void {
+    if (link !== this.#link) return
+    this.#told = position
+    this.#context.send(link, frame(type, { position }))
+  }
+}
