@@ -13,6 +13,7 @@ export const add: Subcommand = {
     ...COMMON,
     'read-only': { meaning: 'let no client write to it' },
     description: { value: 'TEXT', meaning: 'what clients that list exports are shown' },
+    allow: { value: 'CLIENT', repeats: true, meaning: 'keep it for this client, as serve --allow' },
   },
   notes: 'The configuration file of the server is left alone: write the export there as well.',
   run: (given, terminal) => {
@@ -25,6 +26,7 @@ export const add: Subcommand = {
         ...settings,
         ...(given.has('read-only') ? { readOnly: true } : {}),
         ...(description === undefined ? {} : { description }),
+        ...(given.has('allow') ? { allow: given.values('allow') } : {}),
       })
       terminal.print(
         given.has('json') ? JSON.stringify(reply) : `${settings.name} is served from now on`,

@@ -16,7 +16,7 @@ export interface ExportConfig {
   readonly pipeline: string
   readonly description?: string
   readonly readOnly?: boolean
-  readonly allow?: readonly string[]
+  readonly allow?: readonly string[] | undefined
 }
 
 /** Each field is absent where the file does not say it. */

@@ -7,7 +7,7 @@
  *  - A disk does not become smaller while a client uses it.
  */
 
-import type { ExportSummary } from '../control/command.ts'
+import type { ExportSummary, NewExport } from '../control/command.ts'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import type { Driver, OpenContext } from '../drivers/driver.ts'
@@ -16,8 +16,10 @@ import type { ExportPipeline } from '../drivers/movable/export-pipeline.ts'
 import { openPipeline } from '../drivers/open.ts'
 import type { ReplicationRegistry } from '../drivers/replication-registry.ts'
 import type { Export, ExportTable } from '../nbd/export.ts'
+import type { ListenPlace } from '../nbd/listen-place.ts'
 import type { NbdServer } from '../nbd/server.ts'
 import { exportSettings, type ExportSettings } from './export-settings.ts'
+import { refuseUnreachable } from './listen-settings.ts'
 
 interface ServedExport extends Export {
   readonly pipeline: ExportPipeline
@@ -29,6 +31,7 @@ interface ExportSetOptions {
   readonly registry: ReplicationRegistry
   readonly insecure: boolean
   readonly readOnly: boolean
+  readonly listen: readonly ListenPlace[]
   readonly onEvent: ExportEventSink
 }
 
@@ -70,11 +73,12 @@ export class ExportSet implements ExportTable {
   }
 
   /** @throws Fault */
-  add(added: ExportSettings): Promise<void> {
+  add(added: NewExport): Promise<void> {
     return this.#change(async () => {
-      const { registry, readOnly } = this.#options
+      const { registry, readOnly, listen } = this.#options
       const settings = exportSettings(added, readOnly)
-      const { name } = settings
+      const { name, clients } = settings
+      if (clients !== undefined) refuseUnreachable(name, clients, listen)
       if (this.#exports.has(name))
         throw new Fault('IN_USE', `an export is named "${name}" already`, {
           remedy: 'choose another name, or remove that one first',

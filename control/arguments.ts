@@ -21,6 +21,7 @@ type ArgumentSpec =
   | (Described & { readonly type: 'boolean' })
   | (Described & { readonly type: 'integer'; readonly min: number; readonly max: number })
   | (Described & { readonly type: 'string' })
+  | (Described & { readonly type: 'strings' })
   | (Described & { readonly type: 'choice'; readonly of: readonly string[] })
 
 export type ArgumentSchema = Readonly<Record<string, ArgumentSpec>>
@@ -31,7 +32,9 @@ type ValueOf<Spec extends ArgumentSpec> = Spec extends { type: 'boolean' }
     ? number
     : Spec extends { type: 'choice'; of: readonly (infer Choice)[] }
       ? Choice
-      : string
+      : Spec extends { type: 'strings' }
+        ? readonly string[]
+        : string
 
 /** What a command's run() receives: each declared argument, undefined where it is optional and absent. */
 export type ArgumentValues<Schema extends ArgumentSchema> = {
@@ -77,6 +80,8 @@ function fits(spec: ArgumentSpec, value: unknown): boolean {
       return Number.isSafeInteger(value) && Number(value) >= spec.min && Number(value) <= spec.max
     case 'string':
       return typeof value === 'string'
+    case 'strings':
+      return Array.isArray(value) && value.every((each) => typeof each === 'string')
     case 'choice':
       return spec.of.some((choice) => choice === value)
   }
@@ -90,6 +95,8 @@ function allowed(spec: ArgumentSpec): string {
       return `a whole number from ${spec.min} to ${spec.max}`
     case 'string':
       return 'a string'
+    case 'strings':
+      return 'an array of strings'
     case 'choice':
       return spec.of.map(quote).join(' or ')
   }

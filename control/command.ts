@@ -22,7 +22,10 @@ export interface NewExport {
   readonly pipeline: string
   readonly description: string
   readonly readOnly: boolean
+  /** The clients that may use it; undefined where everybody may who can connect. */
+  readonly allow?: readonly string[] | undefined
 }
+
 /** The pipeline of an export, to be paused and exchanged. */
 export type ServedPipeline = Pick<ExportPipeline, 'status' | 'pause' | 'resume' | 'reopen'>
 

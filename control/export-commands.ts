@@ -21,9 +21,10 @@ export const EXPORT_COMMANDS: readonly Command[] = [
       pipeline: { type: 'string', meaning: 'its pipeline, as for serve --export' },
       description: { type: 'string', optional: true, meaning: 'shown to clients that list' },
       readOnly: { type: 'boolean', optional: true, meaning: 'let no client write to it' },
+      allow: { type: 'strings', optional: true, meaning: 'keep it for these clients' },
     },
-    run: async (context, { name, pipeline, description = '', readOnly = false }) => {
-      await context.addExport({ name, pipeline, description, readOnly })
+    run: async (context, { name, pipeline, description = '', readOnly = false, allow }) => {
+      await context.addExport({ name, pipeline, description, readOnly, allow })
       return exportReply(exportOf(context, name))
     },
   }),

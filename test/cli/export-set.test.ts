@@ -140,6 +140,11 @@ void t.test('an export that cannot be added leaves everything as it was', async 
     [{ name: 'b', pipeline: 'nonsense:x' }, /nonsense/],
     [{ name: 'b', pipeline: 'cache:1|odd:x' }, /a cache of 1 B/],
     [{ name: 'b', pipeline: 'odd:x', readOnly: 'yes' }, /expected true or false/],
+    [{ name: 'b', pipeline: 'odd:x', allow: 'cn:a' }, /expected an array of strings/],
+    [{ name: 'b', pipeline: 'odd:x', allow: [1] }, /expected an array of strings/],
+    [{ name: 'b', pipeline: 'odd:x', allow: [] }, /allows nobody/],
+    [{ name: 'b', pipeline: 'odd:x', allow: ['a'] }, /not a client: "a"/],
+    [{ name: 'b', pipeline: 'odd:x', allow: ['cn:a'] }, /no client .* could prove itself/],
     [{ name: 'b', pipeline: 'colo:127.0.0.1:0?role=secondary|odd:x' }, /port 0/],
   ]
   for (const [args, message] of cases)

@@ -220,6 +220,7 @@ void t.test('exports are added, removed and resized as commands say', async (t) 
   const added = { name: 'disk0', pipeline: 'ram:1G' }
   t.match(await run(context, 'export-add', added), { id: 'disk0', size: 1 << 30 })
   await run(context, 'export-add', { ...added, description: 'text', readOnly: true })
+  await run(context, 'export-add', { ...added, allow: ['cn:a', 'psk:b'] })
   await run(context, 'export-remove', { name: 'disk0' })
   await run(context, 'export-remove', { name: 'disk0', force: true })
   await run(context, 'block_resize', { device: 'disk0', size: 4096 })
@@ -227,6 +228,7 @@ void t.test('exports are added, removed and resized as commands say', async (t) 
   t.same(context.changes, [
     'add {"name":"disk0","pipeline":"ram:1G","description":"","readOnly":false}',
     'add {"name":"disk0","pipeline":"ram:1G","description":"text","readOnly":true}',
+    'add {"name":"disk0","pipeline":"ram:1G","description":"","readOnly":false,"allow":["cn:a","psk:b"]}',
     'remove disk0',
     'remove disk0 by force',
     'resize disk0 to 4096',

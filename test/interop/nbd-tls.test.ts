@@ -6,7 +6,7 @@ import t, { type Test } from 'tap'
 
 import { Authority } from '../support/certificates.ts'
 import { mustRun, runTool, startChild } from '../support/child.ts'
-import { nbdUri, serveColotap } from '../support/colotap.ts'
+import { colotap, nbdUri, serveColotap } from '../support/colotap.ts'
 import { createSparseImage, imageDifference } from '../support/images.ts'
 import { CLIENT, PROOFS, serveSecureDisk, type SecureDisk } from '../support/secure-disk.ts'
 import { CLEAN_EXIT } from '../support/served-disk.ts'
@@ -236,6 +236,16 @@ except nbd.Error:
     }
     t.same(listed.exports.map((each) => each['export-name']).sort(), ['disk', 'mine'])
     await mustRun(t, 'nbdinfo', [uri.replace('/disk?', '/mine?')])
+    // The same for what is added later.
+    for (const [name, user] of [
+      ['late', CLIENT],
+      ['theirs2', 'vm2'],
+    ] as const) {
+      const args = [`${name}=ram:1M`, '--allow', `${kind}:${user}`, '--control', server.control]
+      t.match(await colotap(t, ['add', ...args]), { code: 0 })
+      const { code } = await runTool(t, 'nbdinfo', [uri.replace('/disk?', `/${name}?`)])
+      t.equal(code === 0, user === CLIENT, name)
+    }
     const answers = await Promise.all(
       ['theirs', 'nothing'].map((name) =>
         runTool(t, 'nbdinfo', [uri.replace('/disk?', `/${name}?`)]),

@@ -11,7 +11,12 @@ import { NbdClient } from '../../nbd/client.ts'
 import { ClientHandshake, type ClientOutcome } from '../../nbd/client-handshake.ts'
 import { greeting } from '../../nbd/negotiation.ts'
 import { optionReply } from '../../nbd/options.ts'
-import { NBD_OPT_GO, NBD_REP_ERR_UNSUP, NBD_REP_INFO } from '../../nbd/protocol.ts'
+import {
+  NBD_OPT_GO,
+  NBD_REP_ERR_TLS_REQD,
+  NBD_REP_ERR_UNSUP,
+  NBD_REP_INFO,
+} from '../../nbd/protocol.ts'
 import { ReplyDecoder } from '../../nbd/reply-decoder.ts'
 import { RawClient, temporaryFolder } from './harness.ts'
 
@@ -50,6 +55,16 @@ void t.test('a server without GO is asked by name, however its bytes are cut', (
   t.end()
 })
 
+void t.test('a server that demands TLS is told from one that has no such export', (t) => {
+  const demanded = optionReply(NBD_OPT_GO, NBD_REP_ERR_TLS_REQD, 'start TLS first')
+  const { outcome } = shake(Buffer.concat([greeting(), demanded]), 1000)
+  t.match(outcome, {
+    kind: 'failed',
+    fault: { code: 'NOT_PERMITTED', message: /demands TLS: start TLS first/ },
+  })
+  t.end()
+})
+
 void t.test(
   'a server that is not fixed newstyle is asked by name, and its zeroes are read',
   (t) => {
@@ -77,7 +92,7 @@ const broken: [string, Buffer[], string][] = [
   ['no such export', [greeting(), optionReply(NBD_OPT_GO, 2 ** 31 + 6)], 'NOT_FOUND'],
   ['policy', [greeting(), optionReply(NBD_OPT_GO, 2 ** 31 + 2, 'no')], 'NOT_PERMITTED'],
   ['shutdown', [greeting(), optionReply(NBD_OPT_GO, 2 ** 31 + 7)], 'SHUTDOWN'],
-  ['TLS required', [greeting(), optionReply(NBD_OPT_GO, 2 ** 31 + 5)], 'REFUSED'],
+  ['TLS required', [greeting(), optionReply(NBD_OPT_GO, 2 ** 31 + 5)], 'NOT_PERMITTED'],
 ]
 for (const [what, parts, code] of broken) {
   void t.test(`the handshake fails with ${code}: ${what}`, (t) => {
