@@ -36,6 +36,7 @@ export function groupText(status: GroupStatus): string {
     ...timesOf(status),
     ['peer', peer ?? 'none connected'],
     ...resyncOf(status),
+    ...recoveryOf(status),
     ...verifyOf(status),
     ...(status.ramdiskBytes > 0
       ? [['held', `${formatSize(status.ramdiskBytes)} of epochs in memory`] as [string, string]]
@@ -80,6 +81,13 @@ function shareText(done: number, total: number, { bytesPerSecond, secondsLeft }:
   const share = total === 0 ? 100 : Math.floor((100 * done) / total)
   const left = secondsLeft === null ? '' : `, about ${secondsLeft} s left`
   return `${share} %: ${formatSize(done)} of ${formatSize(total)} at ${formatSize(bytesPerSecond)}/s${left}`
+}
+
+function recoveryOf({ recovery, protection }: GroupStatus): [string, string][] {
+  if (recovery === null || protection !== 'protected') return []
+  const { unprotectedMs, movedBytes } = recovery
+  const moved = movedBytes === null ? '' : `; ${formatSize(movedBytes)} of data moved`
+  return [['', `after ${formatTime(unprotectedMs * 1000)} without protection${moved}`]]
 }
 
 function verifyOf({ verify }: GroupStatus): [string, string][] {

@@ -64,6 +64,7 @@ const BLKTAP2_REFUSES: readonly (readonly [key: string, reason: string])[] = [
   ['listen', 'the roles cannot be exchanged over it'],
   ['peer', 'the roles cannot be exchanged over it'],
   ['ack', 'it has no acknowledgements'],
+  ['resync', 'nothing on it can be compared'],
   ['tls-creds', 'it is never encrypted'],
   ['tls-psk', 'it is never encrypted'],
   ['tls-user', 'it is never encrypted'],

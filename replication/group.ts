@@ -60,6 +60,14 @@ export interface ResyncProgress {
   readonly movedBytes: number
 }
 
+/** How protection came back the last time. */
+export interface Recovery {
+  /** Milliseconds from the loss, or the start of the process, until the group was protected. */
+  readonly unprotectedMs: number
+  /** Bytes of data that a primary sent for that; null on a secondary. */
+  readonly movedBytes: number | null
+}
+
 /** A range of a disk that the secondary holds differently, as far as checksums tell: at most a piece too much on each side. */
 export interface DifferentRange {
   readonly disk: string
@@ -96,6 +104,8 @@ export interface GroupStatus extends SideStatus {
   readonly checkpoints: CheckpointStatistics | null
   /** Null while nothing is being copied from here. */
   readonly resync: ResyncProgress | null
+  /** Null before the first time in this process. */
+  readonly recovery: Recovery | null
   /** The comparison under way, or the last one of this process as primary; null before. */
   readonly verify: VerifyReport | null
   /** Bytes of epochs held in memory (secondary). */
@@ -140,6 +150,8 @@ export type GroupEvent =
         readonly group: string
         readonly protection: Protection
         readonly reason: string | null
+        /** With `protected`: how it came back. */
+        readonly recovery?: Recovery
       }
     }
   | {

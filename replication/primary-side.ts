@@ -143,6 +143,11 @@ export class PrimarySide {
     else this.#verifier.start(wish === 'repair', this.#rate)
   }
 
+  /** Bytes of data that the resync of this link has sent. */
+  get movedBytes(): number {
+    return this.#resync?.movedBytes ?? 0
+  }
+
   get progress(): ResyncProgress | null {
     return this.machine.protection === 'resyncing' ? (this.#resync?.progress ?? null) : null
   }
@@ -302,6 +307,7 @@ export class PrimarySide {
       },
     })
     this.forwarding.begin(link)
+    this.#resync = undefined
     this.#verifier.linkUp(link)
     const { environment } = this.#options
     const greet = (): void => {

@@ -16,11 +16,19 @@ import { asFault, Fault } from '../core/fault.ts'
 import { ActiveDisk } from './active-disk.ts'
 import { CheckpointTimes } from './checkpoint-times.ts'
 import type { Dial, GroupEnvironment, Link, LinkHandlers } from './environment.ts'
-import type { CheckpointResult, GroupChanges, GroupStatus, ReplicationGroup } from './group.ts'
+import type {
+  GroupEvent,
+  Recovery,
+  CheckpointResult,
+  GroupChanges,
+  GroupStatus,
+  ReplicationGroup,
+} from './group.ts'
 import type { LinkTaker } from './listener.ts'
 import type { Hello } from './machine/handshake.ts'
 import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import { PrimarySide } from './primary-side.ts'
+import { ProtectionClock } from './protection-clock.ts'
 import { RegionMap, type ChangedRange } from './regions/region-map.ts'
 import { ReplicaDisk } from './replica-disk.ts'
 import type { SecondaryDisk } from './secondary-disk.ts'
@@ -48,6 +56,8 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   readonly #members: Member[] = []
   readonly #regions: RegionMap[] = []
   readonly #times = new CheckpointTimes()
+  readonly #clock: ProtectionClock
+  #recovery: Recovery | null = null
   #replicating = true
   /** Told after each event, for whoever waits for a state. */
   #changed: (() => void) | undefined
@@ -61,12 +71,11 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     this.#environment = {
       ...environment,
       onEvent: (event) => {
-        if (event.event === 'REPLICATION_CHECKPOINT')
-          this.#times.add(event.data, environment.nowMs())
-        environment.onEvent(event)
+        environment.onEvent(this.#measured(event))
         this.#changed?.()
       },
     }
+    this.#clock = new ProtectionClock(environment.nowMs())
     this.#dial = dial
     this.#troubles = new Troubles(settings.group, this.#environment)
     this.#secondary = new SecondarySide(settings, this.#environment, this.#troubles, {
@@ -77,6 +86,17 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
         for (const member of this.#members) if (member.name === name) member.active.giveUp()
       },
     })
+  }
+
+  /** Keeps what the status tells of times, and adds to the event what it should tell of them. */
+  #measured(event: GroupEvent): GroupEvent {
+    const nowMs = this.#environment.nowMs()
+    if (event.event === 'REPLICATION_CHECKPOINT') this.#times.add(event.data, nowMs)
+    if (event.event !== 'REPLICATION_PROTECTION') return event
+    const unprotectedMs = this.#clock.turn(event.data.protection, nowMs)
+    if (unprotectedMs === undefined) return event
+    this.#recovery = { unprotectedMs, movedBytes: this.#primary?.movedBytes ?? null }
+    return { ...event, data: { ...event.data, recovery: this.#recovery } }
   }
 
   get primary(): PrimarySide | undefined {
@@ -151,6 +171,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       ack: this.#primary?.machine.ack ?? this.#settings.ack,
       checkpoints: this.#times.statistics(this.#environment.nowMs()),
       resync: this.#primary?.progress ?? null,
+      recovery: this.#recovery,
       verify: this.#primary?.verification ?? null,
       ramdiskBytes: this.#secondary.memory.bytesInUse,
       journalBytes: this.#secondary.log.bytes,

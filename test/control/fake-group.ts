@@ -36,6 +36,7 @@ export class FakeGroup implements ReplicationGroup {
       checkpoints: null,
       resync: null,
       verify: null,
+      recovery: null,
       ramdiskBytes: 0,
       journalBytes: 0,
       error: null,

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import fc from 'fast-check'
 import t from 'tap'
 
-import { DIRTY_BLOCK, DirtyMap, UNSENT } from '../../../replication/machine/dirty-map.ts'
+import { DIRTY_BLOCK, DirtyMap, SENT, UNSENT } from '../../../replication/machine/dirty-map.ts'
 
 /** Far apart, so that several regions of the map are in use, their borders too. */
 const BLOCKS = [0, 1, 2, 7, 4094, 4095, 4096, 4097, 8191, 8192, 1_000_000]
@@ -106,10 +106,20 @@ const resend = fc.record({
   limit: fc.integer({ min: 1, max: 6 * DIRTY_BLOCK }),
 })
 
+/** A comparison has found whole blocks to be equal, or not to be. */
+const compared = fc.record({
+  kind: fc.constantFrom('settle' as const, 'needs' as const),
+  block: fc.constantFrom(0, 1, 2, 4095, 4096),
+  count: fc.integer({ min: 1, max: 3 }),
+})
+
 void t.test('a block that has to be sent is dirty until it was, whatever is committed', (t) => {
   fc.assert(
     fc.property(
-      fc.array(fc.oneof(near, marker, commit, link, resend), { maxLength: 40, size: 'max' }),
+      fc.array(fc.oneof(near, marker, commit, link, resend, compared), {
+        maxLength: 40,
+        size: 'max',
+      }),
       (steps) => {
         const map = new DirtyMap()
         const model = new Model()
@@ -134,6 +144,16 @@ void t.test('a block that has to be sent is dirty until it was, whatever is comm
               model.unsend(committed)
               next = 0
               break
+            case 'settle':
+            case 'needs': {
+              map[step.kind](step.block * DIRTY_BLOCK, step.count * DIRTY_BLOCK, announced + 1)
+              for (let block = step.block; block < step.block + step.count; block += 1) {
+                if (step.kind === 'needs') model.epochs.set(block, UNSENT)
+                else if (model.isUnsent(block)) model.epochs.set(block, announced + 1)
+              }
+              t.equal(map.dirtyBytes(SENT), model.dirty(SENT).length * DIRTY_BLOCK)
+              break
+            }
             case 'resend': {
               const from = step.from === null ? next : step.from * DIRTY_BLOCK
               const run = map.nextDirty(from, step.limit, committed)
