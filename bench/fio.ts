@@ -37,6 +37,7 @@ export interface Outcome {
   /** In the workload's unit. */
   readonly value: number
   readonly meanLatencyUs: number
+  readonly p50LatencyUs: number
   readonly p99LatencyUs: number
 }
 
@@ -68,8 +69,13 @@ export async function runFio(
   return {
     value: inUnit(side, work.unit),
     meanLatencyUs: side.clat_ns.mean / 1000,
-    p99LatencyUs: (side.clat_ns.percentile?.['99.000000'] ?? Number.NaN) / 1000,
+    p50LatencyUs: percentileUs(side, '50.000000'),
+    p99LatencyUs: percentileUs(side, '99.000000'),
   }
+}
+
+function percentileUs(side: Direction, percentile: string): number {
+  return (side.clat_ns.percentile?.[percentile] ?? Number.NaN) / 1000
 }
 
 function inUnit(side: Direction, unit: Unit): number {

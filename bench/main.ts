@@ -14,6 +14,7 @@ import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { PROJECT } from '../test/support/colotap.ts'
 import { ProgramScope, tempDirectory } from '../test/support/scope.ts'
+import { abuseSection } from './abuse.ts'
 import { checkpointSection } from './checkpoint.ts'
 import type { Effort } from './effort.ts'
 import { machineFacts } from './machine.ts'
@@ -31,6 +32,7 @@ const SECTIONS: Readonly<Record<string, (effort: Effort) => Promise<Section>>> =
   replication: replicationSection,
   checkpoint: checkpointSection,
   'take-over': takeOverSection,
+  abuse: abuseSection,
 }
 
 async function main(): Promise<void> {

@@ -89,7 +89,8 @@ async function colotapPair(scope: Scope, directory: string, settings?: string[])
 
 async function loneColotap(scope: Scope, directory: string): Promise<Pair> {
   const aio = colotapOn((image) => `aio:${image}`)
-  return alone(await aio.start(scope, (await images(scope, directory))[0]))
+  const { uri } = await aio.start(scope, (await images(scope, directory))[0])
+  return alone(uri)
 }
 
 function measured(pair: QemuPair): Pair {

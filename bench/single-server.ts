@@ -21,7 +21,7 @@ import type { Effort } from './effort.ts'
 import { runFio, type Workload } from './fio.ts'
 import { atLeast, RowBuilder, type Budget, type Row, type Section } from './table.ts'
 
-const DISK_SIZE = 1024 ** 3
+export const DISK_SIZE = 1024 ** 3
 
 const FULL_SPEED: readonly Workload[] = [
   work('4 KiB random read, qd 32', 'randread', 4, 32),
@@ -107,7 +107,7 @@ async function sample(
   const scope = new ProgramScope()
   try {
     await mustRun(scope, 'sync', [], { patienceMs: 600_000 })
-    const uri = await contender.start(scope, image)
+    const { uri } = await contender.start(scope, image)
     return (await runFio(scope, uri, workload, effort.seconds)).value
   } finally {
     await scope.end()
@@ -115,7 +115,7 @@ async function sample(
 }
 
 /** A raw image whose every block is written, and therefore allocated and in the page cache. */
-async function writeRawImage(scope: Scope, image: string): Promise<void> {
+export async function writeRawImage(scope: Scope, image: string): Promise<void> {
   await mustRun(
     scope,
     'dd',
@@ -166,9 +166,9 @@ function filledFirst(contender: Contender): Contender {
   return {
     name: contender.name,
     async start(scope, image) {
-      const uri = await contender.start(scope, image)
-      await runFio(scope, uri, { ...work('fill', 'write', 256, 8), bytes: DISK_SIZE }, 0)
-      return uri
+      const served = await contender.start(scope, image)
+      await runFio(scope, served.uri, { ...work('fill', 'write', 256, 8), bytes: DISK_SIZE }, 0)
+      return served
     },
   }
 }
@@ -193,7 +193,7 @@ async function formatSection(
   const fill = async (scope: Scope, image: string): Promise<void> => {
     await create(scope, image, DISK_SIZE)
     const own = new ProgramScope()
-    const uri = await qemuNbd(format, 'threads').start(own, image)
+    const { uri } = await qemuNbd(format, 'threads').start(own, image)
     await runFio(own, uri, { ...work('fill', 'write', 256, 8), bytes: DISK_SIZE }, 0)
     await mustRun(own, 'qemu-io', ['-f', 'raw', '-c', 'flush', uri], { patienceMs: 600_000 })
     await own.end()
