@@ -78,34 +78,42 @@ function diskOf({ server }: ReplicaHost): GuestDisk {
   return { socket: server.socket, exportName: 'disk' }
 }
 
-/** Checkpoints while the guest works, then the death of all that is on the primary's host; gives what must be left. */
+/** What is known of a primary and its guest when both have died. */
+interface Life {
+  /** The number of the last checkpoint that was confirmed. */
+  readonly confirmed: number
+  readonly inConfirmed: Bounds
+  /** What the checkpoint after that one holds, should it have been committed. */
+  readonly inNext: Bounds
+}
+
+/** Checkpoints while the guest works, then the death of all that is on the primary's host. */
 async function liveAndDie(
   t: Test,
   primary: ReplicaHost,
   guest: Guest,
   seed: number,
-): Promise<Bounds & { readonly checkpoint: number }> {
+): Promise<Life> {
   const random = seededRandom(seed)
   await guest.run(`${EXT4.make('/dev/vda')}; mount /dev/vda /mnt`)
   const keeper = new LogKeeper(guest)
   const working = guest.run(KEEP_LOG)
   working.catch(() => undefined)
-  let bounds: Bounds = { atLeast: 0, atMost: 0 }
+  let inConfirmed: Bounds = { atLeast: 0, atMost: 0 }
   for (let checkpoints = 2 + below(random, 4); checkpoints > 0; checkpoints -= 1) {
     await Promise.race([keeper.further(1 + below(random, 12)), working])
-    bounds = await boundedCheckpoint(primary, keeper)
+    inConfirmed = await boundedCheckpoint(primary, keeper)
   }
-  const { checkpoint } = await groupState(primary.qmp)
-  await Promise.race([keeper.further(1 + below(random, 12)), working])
-  // Half of the time a checkpoint is under way: then it may count or not, whatever became of its answer.
-  const last = random() < 0.5 ? boundedCheckpoint(primary, keeper) : undefined
-  last?.catch(() => undefined)
+  const { checkpoint: confirmed } = await groupState(primary.qmp)
+  await Promise.race([keeper.further(2 + below(random, 12)), working])
+  const atLeast = keeper.reported
+  // Half of the time a checkpoint is under way: it may count or not, and the secondary knows.
+  if (random() < 0.5) boundedCheckpoint(primary, keeper).catch(() => undefined)
   guest.child.signal('SIGKILL')
   primary.server.child.signal('SIGKILL')
   await Promise.all([guest.child.end(), primary.server.child.end()])
   await t.rejects(working, /ended/, 'all that it reported is known')
-  const atMost = last === undefined ? bounds.atMost : keeper.reported + 1
-  return { atLeast: bounds.atLeast, atMost, checkpoint }
+  return { confirmed, inConfirmed, inNext: { atLeast, atMost: keeper.reported + 1 } }
 }
 
 /** @returns the number of the log's last record; throws where a record is torn, missing or out of order */
@@ -129,13 +137,14 @@ for (const [index, mode] of (['colo', 'colo', 'remus'] as const).entries()) {
     t.comment(`repeat it with VM_SEED=${SEED}`)
     const { primary, secondary } = await startPair(t, { mode, disks: { disk: SIZE } })
     const guest = await Guest.start(t, { disks: [diskOf(primary)] })
-    const { atLeast, atMost, checkpoint } = await liveAndDie(t, primary, guest, seed)
+    const { confirmed, inConfirmed, inNext } = await liveAndDie(t, primary, guest, seed)
 
     await linkLost(secondary.qmp)
     await secondary.qmp.execute('replication-promote')
     const state = await groupState(secondary.qmp)
     t.equal(state.role, 'active')
-    t.ok([checkpoint, checkpoint + 1].includes(state.checkpoint), `checkpoint ${state.checkpoint}`)
+    t.ok([confirmed, confirmed + 1].includes(state.checkpoint), `checkpoint ${state.checkpoint}`)
+    const { atLeast, atMost } = state.checkpoint === confirmed ? inConfirmed : inNext
 
     const second = await Guest.start(t, { disks: [diskOf(secondary)] })
     const log = await second.run('mount /dev/vda /mnt; cat /mnt/log')
