@@ -4,6 +4,7 @@ import t from 'tap'
 
 import type { Link } from '../../replication/environment.ts'
 import { Forwarding } from '../../replication/forwarding.ts'
+import { PUNCH, type Frame } from '../../replication/machine/frame.ts'
 import type { PrimaryMachine } from '../../replication/machine/primary.ts'
 import { PrimaryDisk, type PrimaryContext } from '../../replication/primary-disk.ts'
 import { MemoryDevice } from '../nbd/memory-device.ts'
@@ -12,6 +13,7 @@ import { MemoryDevice } from '../nbd/memory-device.ts'
 function open(): {
   disk: PrimaryDisk
   group: { deposed: boolean; frozen: boolean }
+  sent: Frame[]
   handed: () => void
   thaw: () => void
 } {
@@ -26,7 +28,13 @@ function open(): {
       return group.deposed ? 'this copy was deposed' : undefined
     },
   }
-  const link = { sendData: (_: unknown, done: () => void) => (handed = done) }
+  const sent: Frame[] = []
+  const link = {
+    sendData: (outgoing: Frame, done: () => void) => {
+      sent.push(outgoing)
+      handed = done
+    },
+  }
   const forwarding = new Forwarding(machine as unknown as PrimaryMachine)
   forwarding.begin(link as unknown as Link)
   const context: PrimaryContext = {
@@ -42,7 +50,7 @@ function open(): {
         : undefined,
   }
   const disk = new PrimaryDisk('disk', new MemoryDevice(8192), context, 0)
-  return { disk, group, handed: () => handed?.(), thaw: () => thaw?.() }
+  return { disk, group, sent, handed: () => handed?.(), thaw: () => thaw?.() }
 }
 
 const turn = (): Promise<void> => new Promise(setImmediate)
@@ -85,3 +93,19 @@ void t.test(
     await refused
   },
 )
+
+void t.test('zeroes and trims are forwarded as holes, whatever their length', async (t) => {
+  const { disk, sent, handed } = open()
+  for (const [at, length] of [
+    [0, 512],
+    [512, 4096],
+    [0, 8192],
+  ] as const)
+    for (const change of ['zero', 'trim'] as const) {
+      const changing = disk[change](at, length, 0)
+      handed()
+      await changing
+      t.match(sent.pop(), { type: 'zero', position: at, extent: length, flags: PUNCH })
+    }
+  t.equal(sent.length, 0, 'each in one frame')
+})

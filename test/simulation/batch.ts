@@ -32,6 +32,8 @@ export interface BatchOptions {
   readonly budgetMs?: number
   /** Failures after which a thread goes on no more; none is too many unless told. */
   readonly mostFailures?: number
+  /** Told of each failure as it comes. */
+  readonly failed?: (failure: Failure) => void
   /** Called after some of the runs. */
   readonly progress?: (runs: number, failures: number) => void
 }
@@ -43,6 +45,8 @@ type Counts = { -readonly [Key in keyof BatchResult]: BatchResult[Key] } & { fai
 const LAST_LINES = 60
 /** Failures whose stories are kept; of the others there is the seed, and the reason. */
 const MOST_STORIES = 3
+/** No run takes a tenth of it. */
+const LONGEST_MS = 60_000
 /** Runs that a thread makes between two reports. */
 const REPORT = 50
 
@@ -64,6 +68,7 @@ export async function simulateBatch(options: BatchOptions): Promise<BatchResult>
   const total = nothing()
   const take = (part: BatchResult): void => {
     add(total, part)
+    for (const failure of part.failures) options.failed?.(failure)
     options.progress?.(total.runs, total.failures.length)
   }
   if (jobs === 0) await runOrders(orders, take)
@@ -79,7 +84,7 @@ function work(orders: Orders, take: (part: BatchResult) => void): Promise<void> 
     worker.on('error', reject)
     worker.on('exit', (code) => {
       if (code === 0) resolve()
-      else reject(new Error(`a thread of simulations ended with ${code}`))
+      else reject(new Error(`a thread of simulations ended with ${code}, in none of its runs`))
     })
   })
 }
@@ -97,7 +102,7 @@ async function runOrders(orders: Orders, report: (part: BatchResult) => void): P
     const seed = firstSeed + index
     part.runs += 1
     try {
-      const { commits, events, acknowledged } = await simulate(seed)
+      const { commits, events, acknowledged } = await alive(simulate(seed))
       add(part, { runs: 0, failures: [], commits, events, acknowledged })
     } catch (error) {
       failures += 1
@@ -108,6 +113,22 @@ async function runOrders(orders: Orders, report: (part: BatchResult) => void): P
     part = nothing()
   }
   report(part)
+}
+
+/** A run that waits for what no event brings would let the event loop run empty, and its thread end without a word. */
+async function alive<T>(run: Promise<T>): Promise<T> {
+  let giveUp: NodeJS.Timeout | undefined
+  const tooLong = new Promise<never>((_, reject) => {
+    giveUp = setTimeout(
+      () => reject(new Error('21: the run waits for what never comes')),
+      LONGEST_MS,
+    )
+  })
+  try {
+    return await Promise.race([run, tooLong])
+  } finally {
+    clearTimeout(giveUp)
+  }
 }
 
 function nothing(): Counts {

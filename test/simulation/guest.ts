@@ -10,6 +10,7 @@ import { SECTOR } from '../../core/units.ts'
 import type { Random } from './random.ts'
 import type { Registers, Span } from './registers.ts'
 import type { Life, Scheduler } from './scheduler.ts'
+import type { Watchers } from './standing-rules.ts'
 import { contentOf, type SectorBuffer, type SectorBuffers } from './sectors.ts'
 
 const LONGEST = 14
@@ -33,6 +34,7 @@ export interface GuestOptions {
   readonly buffers: SectorBuffers
   /** Told of each write that completes. */
   readonly written: (tag: number) => void
+  readonly watchers: Watchers
 }
 
 type Kind = 'read' | 'write' | 'zero' | 'trim' | 'flush'
@@ -157,8 +159,11 @@ export class Guest {
   }
 
   #changed(outcome: Outcome): void {
-    if (outcome.ok) this.acknowledged += 1
-    else if (outcome.code === 'NOT_PERMITTED') this.notPermitted += 1
+    if (outcome.ok) {
+      this.acknowledged += 1
+      this.#options.watchers.acknowledged(this.#options.life)
+    }
+    if (!outcome.ok && outcome.code === 'NOT_PERMITTED') this.notPermitted += 1
   }
 
   #read(disk: BlockDevice, registers: Registers, span: Span): void {
@@ -196,11 +201,15 @@ export class Guest {
   ): void {
     this.outstanding.add(request)
     this.#note(request, 'begins')
+    const { watchers, life } = this.#options
+    const mustRefuse = watchers.mustRefuse(life)
     let answered = false
     const end = (outcome: Outcome): void => {
       if (answered) this.#fail(request, 'is answered twice')
       answered = true
       this.outstanding.delete(request)
+      if (outcome.ok && mustRefuse && watchers.mustRefuse(life))
+        this.#fail(request, '17: is answered by a copy that serves nobody')
       this.#note(request, outcome.ok ? 'done' : outcome.code)
       ended(outcome)
     }

@@ -268,6 +268,11 @@ export class Network {
     }
   }
 
+  /** Whether a process does not read a connection at present. */
+  isUnread(life: Life): boolean {
+    return this.#open().some(({ ends }) => ends.some((end) => end.life === life && end.paused))
+  }
+
   /** A process is gone. `told`: its kernel lives and ends its connections. */
   crash(life: Life, told: boolean): void {
     for (const { ends, pipes } of this.#open()) {

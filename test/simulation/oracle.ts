@@ -11,7 +11,7 @@ import { PARTIAL, type Frame } from '../../replication/machine/frame.ts'
 import { SECTOR } from '../../core/units.ts'
 import { AckWatch } from './ack-watch.ts'
 import type { Plan } from './plan.ts'
-import { contentOf, type Content } from './sectors.ts'
+import { contentOf, glimpse, wordsOf, type Content } from './sectors.ts'
 import { completedOf, readable } from './look.ts'
 import type { Life } from './scheduler.ts'
 import type { Observer, Side, World } from './world.ts'
@@ -42,6 +42,8 @@ export class Oracle implements Observer {
   #paired = false
   /** The roles are being exchanged in order: the next promote does it. */
   switching = false
+  /** Markers of the present line that were sent; after parted() only those of the new primary. */
+  readonly #sent = new Set<number>()
   /** The side that may not call itself protected now, and why. */
   forbidden: { readonly side: 'primary' | 'secondary'; readonly why: string } | undefined
 
@@ -69,6 +71,7 @@ export class Oracle implements Observer {
   primarySends(frame: Readonly<Frame>): void {
     this.#acks.primarySends(frame)
     if (frame.type !== 'checkpoint') return
+    this.#sent.add(frame.position)
     if ((frame.flags & PARTIAL) !== 0) return void this.#partials.add(frame.position)
     this.#partials.delete(frame.position)
     const { registers } = this.#there.primary
@@ -106,6 +109,10 @@ export class Oracle implements Observer {
     )
     const objection = this.#objectionTo(frame.position)
     this.#check(objection === undefined, `3: done(${frame.position}) sent while ${objection}`)
+    this.#check(
+      this.#plan.durability === 'memory' || journals[secondary.host].commits.has(frame.position),
+      `3: done(${frame.position}) sent before its record is on stable storage`,
+    )
   }
 
   /** Nothing differs but what was corrupted, whatever is being written meanwhile. */
@@ -142,7 +149,7 @@ export class Oracle implements Observer {
     }
     if (event.event !== 'REPLICATION_CHECKPOINT') return
     const { checkpoint } = event.data
-    this.#paired = true
+    this.#paired ||= this.#sent.has(checkpoint)
     this.commits += 1
     this.#committed = checkpoint
     const snapshot = this.#snapshots.get(checkpoint)
@@ -171,6 +178,7 @@ export class Oracle implements Observer {
   /** The primary has lost what it knew of the secondary. */
   parted(): void {
     this.#paired = false
+    this.#sent.clear()
   }
 
   /** The two sides have exchanged their roles: what the new secondary holds counts from its first checkpoint on. */
@@ -234,6 +242,8 @@ export class Oracle implements Observer {
     // What happens on the primary reaches the secondary with an event of its own.
     if (life !== this.#there.primary.life) this.checkReadable()
     this.#checkDirtyCover()
+    this.#checkRegionCover()
+    this.#there.rules.settled()
     if (this.forbidden === undefined) return
     const { side, why } = this.forbidden
     const suspect = this.#there[side]
@@ -247,7 +257,8 @@ export class Oracle implements Observer {
   #checkDirtyCover(): void {
     const { primary, secondary } = this.#there
     if (!primary.life.alive || !secondary.life.alive || this.#promoted) return
-    if (!this.#paired || !secondary.group.secondary.machine.consistent) return
+    if (!this.#paired || !secondary.started) return
+    if (!secondary.group.secondary.machine.consistent) return
     const machine = primary.group.primary?.machine
     if (machine === undefined) return
     const snapshot = this.#snapshots.get(this.#committed)!
@@ -263,6 +274,34 @@ export class Oracle implements Observer {
         const covered = run !== undefined && run.at <= sector * SECTOR
         this.#check(covered, `15: sector ${sector} of disk ${disk} differs and is not dirty`)
         dirtyUntil = run.at + run.length
+      }
+    }
+  }
+
+  /**
+   * 15: where the primary's image differs from the last checkpoint, its region is marked on stable storage: also between
+   * two of its processes.
+   */
+  #checkRegionCover(): void {
+    const { primary, secondary, regions } = this.#there
+    if (this.#plan.durability === 'memory' || this.#promoted || !this.#paired) return
+    if (primary.life.alive && !primary.started) return
+    if (!secondary.started || !secondary.life.alive) return
+    if (!secondary.group.secondary.machine.consistent || this.corrupted) return
+    // What lies over an image that was a secondary's is no change.
+    if (primary.disks.some(({ layers }) => layers.isBusy)) return
+    const snapshot = this.#snapshots.get(this.#committed)!
+    for (const [disk, { bytes }] of primary.images.entries()) {
+      const held = snapshot[disk]!
+      const { content } = primary.sight[disk]!
+      glimpse(wordsOf(bytes), content)
+      for (let sector = 0; sector < held.length; sector += 1) {
+        if (content[sector] === held[sector]) continue
+        const marked = regions[primary.host].marks(`disk${disk}`, sector)
+        this.#check(
+          marked,
+          `15: sector ${sector} of disk ${disk} differs and its region is not marked`,
+        )
       }
     }
   }

@@ -28,6 +28,8 @@ const FAULTS = [
   'switch-primary',
   'switch-secondary',
   'journal',
+  'crash-primary',
+  'crash-secondary',
 ] as const
 
 export type FaultKind = (typeof FAULTS)[number]
@@ -68,6 +70,8 @@ export interface Plan {
   readonly faults: readonly FaultKind[]
   readonly faultMs: number
   readonly chaosMs: number
+  /** Quiet after the chaos, in which replicas tidy up. */
+  readonly lullMs: number
   readonly ending: Ending
   readonly ack: Ack
 }
@@ -109,6 +113,7 @@ export function planOf(seed: number): Plan {
     faults: faulty ? swarm(random) : [],
     faultMs: random.pick([20, 60, 200]),
     chaosMs: long ? random.whole(100, 900) : random.whole(40, 300),
+    lullMs: random.chance(0.02) ? 61_000 : 0,
     ending: random.chance(0.5) ? 'heal' : random.pick(ENDINGS),
     ack: random.pick(durability === 'journal' ? ACKS : (['sent', 'received'] as const)),
   }

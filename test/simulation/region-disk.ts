@@ -39,6 +39,20 @@ export class RegionDisk {
     }
   }
 
+  /** Whether a sector of the disk lies in a region that is marked, whatever a crash leaves. */
+  marks(disk: string, sector: number): boolean {
+    const map = this.#maps.get(disk)
+    if (map === undefined) return false
+    const region = Math.floor((sector * SECTOR) / REGION)
+    const bit = 1 << (region & 7)
+    const byte = region >> 3
+    const bits = [map.bytes[byte]!]
+    const at = Math.floor(byte / SECTOR)
+    const cached = map.cached.get(at)
+    if (cached !== undefined) bits.push(cached[byte - at * SECTOR]!)
+    return bits.every((each) => (each & bit) !== 0)
+  }
+
   /** The process is gone, and the power with it. */
   crash(): void {
     for (const { bytes, cached } of this.#maps.values()) {

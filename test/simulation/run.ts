@@ -69,8 +69,32 @@ class Run {
     this.#world.secondary.guest.start(plan.secondaryDepth)
     this.#toolstack.start()
     await scheduler.run(plan.chaosMs)
-    this.#toolstack.stopFaults()
+    await this.#stopFaults()
+    if (plan.lullMs > 0) await this.#lull()
     await this.#end()
+  }
+
+  /** Both sides are there again, if not well. */
+  async #stopFaults(): Promise<void> {
+    this.#toolstack.stopFaults()
+    const isThere = (): boolean => this.#world.primary.started && this.#world.secondary.started
+    if (isThere()) return
+    this.#toolstack.healDisks()
+    expect(await this.#run(isThere), '21: a side recovers')
+  }
+
+  /** 15: what is clean is taken out of the maps of changed regions meanwhile. */
+  async #lull(): Promise<void> {
+    const { scheduler, plan, random } = this.#world
+    this.#toolstack.heal()
+    this.#world.primary.guest.stop()
+    this.#world.secondary.guest.stop()
+    await scheduler.run(plan.lullMs)
+    this.#world.primary.guest.start(plan.primaryDepth)
+    this.#world.secondary.guest.start(plan.secondaryDepth)
+    this.#toolstack.start()
+    await scheduler.run(random.whole(0, plan.chaosMs))
+    await this.#stopFaults()
   }
 
   #end(): Promise<void> {
@@ -101,6 +125,8 @@ class Run {
     this.#toolstack.heal()
     // A link may be dead already without anybody having noticed.
     await scheduler.run(2 * TIMEOUT_MS)
+    // A crash forgets what an operator has chosen.
+    await this.#resolveSplit()
     if (random.chance(0.5)) this.#stopGuests()
     const isWell = (): boolean => isProtected(primary) && isProtected(secondary)
     const protectedAgain = await this.#run(isWell)
@@ -130,6 +156,7 @@ class Run {
   async #verify(): Promise<void> {
     const { primary, secondary, random } = this.#world
     expect.equal((await this.#toolstack.verify('compare')).state, 'equal')
+    const { error } = primary.group.status()
     const disk = random.whole(0, secondary.images.length - 1)
     const image = secondary.images[disk]!
     const sector = random.whole(0, image.sectors - 1)
@@ -148,7 +175,7 @@ class Run {
     this.#oracle.corrupted = false
     this.#oracle.checkEqual()
     expect.equal((await this.#toolstack.verify('compare')).state, 'equal')
-    expect.equal(primary.group.status().error, null, 'what was found is over')
+    expect.equal(primary.group.status().error, error, 'what was found is over')
   }
 
   async #promoteAfterCrash(): Promise<void> {
@@ -177,7 +204,7 @@ class Run {
     await this.#resolveSplit()
     if (random.chance(0.5)) this.#toolstack.start()
     await scheduler.run(random.whole(0, plan.chaosMs))
-    this.#toolstack.stopFaults()
+    await this.#stopFaults()
     await this.#heal()
   }
 
@@ -212,8 +239,8 @@ class Run {
     await scheduler.run(2_500, () => isSplit() || isWell())
     const { primary, secondary } = this.#world
     if (!isSplit()) return
-    if (random.chance(0.5)) await primary.group.resolveSplit('remote')
-    else await secondary.group.resolveSplit('local')
+    if (random.chance(0.5)) await this.#toolstack.resolveSplit(primary, 'remote')
+    else await this.#toolstack.resolveSplit(secondary, 'local')
   }
 
   /** Both sides live: the one that was promoted must depose the other as soon as they can talk. */
@@ -235,9 +262,8 @@ class Run {
     const hasSteppedDown = (): boolean => primary.group.primary === undefined
     const deposed = await this.#run(() => isDeposed() || hasSteppedDown())
     expect(deposed, `13: the old primary is deposed: ${primary.group.status().reason}`)
-    // Nothing was ever written here: it follows by itself.
-    await scheduler.run(5)
-    if (hasSteppedDown()) return
+    // Nobody used this process: it follows by itself, when it has remembered that.
+    if (await scheduler.run(500, hasSteppedDown)) return
     const { acknowledged } = primary.guest
     const refuses = await this.#run(() => primary.guest.notPermitted > 0)
     expect(refuses, '13: a deposed primary refuses writes')
@@ -258,7 +284,8 @@ class Run {
       promoted = await this.#toolstack.promote(force)
     }
     // A link that is not read for want of memory tells nothing of a peer's death; the operator knows of it.
-    const starves = this.#hasSmallMemory() || !this.#world.primary.life.alive
+    const { network, primary } = this.#world
+    const starves = network.isUnread(secondary.life) || !primary.life.alive
     if (!promoted && starves) promoted = await this.#toolstack.promote(true)
     expect(promoted, `8, 9: a promote works: ${secondary.group.status().reason}`)
   }
@@ -310,11 +337,11 @@ class Run {
     this.#toolstack.healJournal()
     expect(await this.#run(() => this.#world.primary.started), '21: a primary recovers')
     // What lived in memory is gone: an operator says which side counts.
-    const { group } = this.#world.primary
-    if (plan.durability === 'memory') await group.resolveSplit('remote')
+    if (plan.durability === 'memory')
+      await this.#toolstack.resolveSplit(this.#world.primary, 'remote')
     if (random.chance(0.5)) this.#toolstack.start()
     await scheduler.run(random.whole(0, plan.chaosMs))
-    this.#toolstack.stopFaults()
+    await this.#stopFaults()
     await this.#heal()
   }
 
@@ -330,7 +357,7 @@ class Run {
     this.#world.secondary.guest.start(plan.secondaryDepth)
     if (random.chance(0.5)) this.#toolstack.start()
     await scheduler.run(random.whole(0, plan.chaosMs))
-    this.#toolstack.stopFaults()
+    await this.#stopFaults()
     await this.#heal()
   }
 

@@ -5,6 +5,7 @@
 
 import { Fault } from '../../core/fault.ts'
 import type { SegmentFile, SegmentStore } from '../../replication/journal/segments.ts'
+import { FRAME_TYPES, HEADER_SIZE } from '../../replication/machine/frame.ts'
 import type { Random } from './random.ts'
 import type { Life, Scheduler } from './scheduler.ts'
 
@@ -23,6 +24,9 @@ interface File {
   named: boolean
 }
 
+/** The type of a checkpoint record. */
+const CHECKPOINT = FRAME_TYPES.checkpoint
+
 interface World {
   readonly scheduler: Scheduler
   readonly random: Random
@@ -33,6 +37,8 @@ export class JournalDisk {
   readonly conduct: JournalConduct = { failures: 0, slowestMs: 1 }
   /** Whether any request was ever made to fail. */
   hasFailed = false
+  /** Checkpoints whose records were flushed. */
+  readonly commits = new Set<number>()
   readonly #world: World
 
   constructor(world: World) {
@@ -113,11 +119,21 @@ export class JournalDisk {
       sync: () => {
         const count = file.cached.length
         return this.#perform(life, 'sync', () => {
-          file.durable.push(...file.cached.splice(0, count))
+          const flushed = file.cached.splice(0, count)
+          file.durable.push(...flushed)
+          for (const records of flushed) this.#findCommits(records)
           file.named = true
         })
       },
       close: () => Promise.resolve(),
+    }
+  }
+
+  /** Looks for checkpoint records among whole ones, by the layout in docs/decisions/0006-journal-of-frames.md. */
+  #findCommits(records: Buffer): void {
+    for (let at = 0; at + HEADER_SIZE <= records.length;) {
+      if (records[at + 6] === CHECKPOINT) this.commits.add(Number(records.readBigUInt64BE(at + 8)))
+      at += HEADER_SIZE + records.readUInt32BE(at + 24)
     }
   }
 

@@ -34,13 +34,13 @@ async function runBatch(): Promise<void> {
   let shownAt = 0
   const { runs, failures, events, commits } = await simulateBatch({
     ...{ firstSeed: first, count, jobs },
+    failed: show,
     progress: (done, failed) => {
       if (seconds() - shownAt < 10) return
       shownAt = seconds()
       console.log(`${done} of ${count} runs, ${failed} failed, ${(done / seconds()).toFixed(1)}/s`)
     },
   })
-  for (const failure of failures) show(failure)
   const rate = (runs / seconds()).toFixed(1)
   console.log(
     `${runs} runs from seed ${first} in ${seconds().toFixed(0)} s on ${jobs} threads: ${failures.length} failed; ${rate} runs/s, ${events} events, ${commits} checkpoints committed`,

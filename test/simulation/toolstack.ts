@@ -39,6 +39,8 @@ export class Toolstack {
 
   stopFaults(): void {
     this.#breaking = false
+    for (const side of [this.#world.primary, this.#world.secondary])
+      if (!side.life.alive) this.#restart(side)
   }
 
   /** No command is given any more, and each that was is answered. */
@@ -63,10 +65,30 @@ export class Toolstack {
     this.#allowProtection()
   }
 
+  /** Lets every disk work again. */
+  healDisks(): void {
+    for (const { images } of [this.#world.primary, this.#world.secondary]) this.#restore(images)
+    this.healJournal()
+  }
+
   /** Lets the journal's disk work again. */
   healJournal(): void {
     for (const { conduct } of Object.values(this.#world.journals))
       Object.assign(conduct, { failures: 0, slowestMs: 1 })
+  }
+
+  /** An operator says whose changes go. */
+  async resolveSplit(side: Side, discard: 'local' | 'remote'): Promise<void> {
+    let answered = false
+    side.group.resolveSplit(discard).then(
+      () => (answered = true),
+      (error: unknown) => {
+        answered = true
+        this.#oracle.commandFailed('connect', error)
+      },
+    )
+    const { scheduler } = this.#world
+    expect(await scheduler.run(40_000, () => answered), '21: a choice is answered')
   }
 
   /** @returns whether a checkpoint of the primary was taken */
@@ -145,6 +167,7 @@ export class Toolstack {
 
   #command(): void {
     const { random, primary, secondary } = this.#world
+    if (random.chance(0.04)) return this.#rarely()
     const side = random.chance(0.8) ? primary : secondary
     if (!side.life.alive) return
     if (random.chance(0.2)) return this.#compare(side)
@@ -177,6 +200,18 @@ export class Toolstack {
     } catch (error) {
       this.#oracle.commandFailed('verify', error)
     }
+  }
+
+  /** What operators do now and then to a primary that runs. */
+  #rarely(): void {
+    const { random, primary, plan } = this.#world
+    if (!primary.life.alive || primary.group.primary === undefined) return
+    primary.group.configure({
+      ack: undefined,
+      onLinkLoss: random.pick([plan.onLinkLoss, 'continue']),
+      intervalMs: random.pick([plan.intervalMs, 0, 30]),
+      resyncRate: random.pick([undefined, 0, 100_000]),
+    })
   }
 
   #breakLater(): void {
@@ -219,6 +254,10 @@ export class Toolstack {
           slowestMs: this.#world.random.pick([1, 30]),
         })
         return this.#later(400, () => this.healJournal())
+      case 'crash-primary':
+        return this.#crash(primary)
+      case 'crash-secondary':
+        return this.#crash(secondary)
       case 'switch-primary':
         primary.group.setReplicating(false)
         this.#oracle.forbidden ??= { side: 'primary', why: SWITCHED_OFF }
@@ -236,6 +275,24 @@ export class Toolstack {
           secondary.group.setReplicating(true)
         })
     }
+  }
+
+  /** A process dies, and the power of its host with it; another one follows. */
+  #crash(side: Side): void {
+    const { random } = this.#world
+    // What lives in memory alone ends with it, and the story with that.
+    if (!side.life.alive || this.#world.plan.durability === 'memory') return
+    this.#world.crash(side, random.chance(0.5))
+    this.#later(300, () => this.#restart(side))
+  }
+
+  #restart(side: Side): void {
+    const { plan, primary } = this.#world
+    this.#world.restart(side)
+    if (side === primary) {
+      this.#allowProtection()
+      this.#world.primary.depth = plan.primaryDepth
+    } else this.#world.secondary.depth = plan.secondaryDepth
   }
 
   #allowProtection(): void {

@@ -18,12 +18,13 @@ import type { Plan } from './plan.ts'
 import { Random } from './random.ts'
 import { Registers } from './registers.ts'
 import { Scheduler, type Life } from './scheduler.ts'
+import { StandingRules } from './standing-rules.ts'
 import { SectorBuffers, sectorsOf } from './sectors.ts'
 
 const HEARTBEAT_MS = 60
 export const TIMEOUT_MS = 240
 
-type Host = 'A' | 'B'
+export type Host = 'A' | 'B'
 type Role = 'primary' | 'secondary'
 
 /** One side: a process on a host, its images, and what its guest may find there. */
@@ -66,8 +67,9 @@ export class World {
   /** Which side has which role at present; a story that exchanges roles exchanges them. */
   primary: Side
   secondary: Side
+  readonly rules = new StandingRules(this)
+  readonly regions: Readonly<Record<Host, RegionDisk>>
   readonly #observer: Observer
-  readonly #regions: Readonly<Record<Host, RegionDisk>>
   readonly #buffers = new SectorBuffers()
   #tag = 1000
   readonly #started = new Set<Host>()
@@ -79,7 +81,7 @@ export class World {
     this.random = new Random(plan.seed + 1)
     this.#observer = observer
     this.journals = { A: new JournalDisk(this), B: new JournalDisk(this) }
-    this.#regions = {
+    this.regions = {
       A: new RegionDisk(this, this.journals.A),
       B: new RegionDisk(this, this.journals.B),
     }
@@ -121,6 +123,7 @@ export class World {
     const group = new ReplicaGroup(
       { ...this.#settings(role, other), identical: this.#mayClaim(host) },
       this.#environment(host, life, (event) => {
+        this.rules.event(life, event)
         if (event.event === 'REPLICATION_LINK' && event.data.up) side.met = true
         if (event.event === 'REPLICATION_VERIFY') this.#observer.verified(event.data)
         if (side === this.secondary) this.#observer.secondaryEvent(event)
@@ -167,7 +170,7 @@ export class World {
     side.life.alive = false
     this.network.crash(side.life, told)
     this.journals[side.host].crash()
-    this.#regions[side.host].crash()
+    this.regions[side.host].crash()
     for (const image of side.images) image.crash()
   }
 
@@ -216,7 +219,7 @@ export class World {
       fence: () => Promise.resolve({ fenced: false, detail: '' }),
       openSegments: () => Promise.resolve(this.journals[host].open(life)),
       openRegions: (_, disk, size, fresh) => {
-        const regions = durable ? this.#regions[host] : forgetful
+        const regions = durable ? this.regions[host] : forgetful
         return Promise.resolve(regions.open(life, disk, size, fresh))
       },
       nowMs: () => scheduler.nowMs,
@@ -265,6 +268,7 @@ export class World {
         const side = life === this.primary.life ? this.primary : this.secondary
         this.#observer.writeCompleted(side, tag)
       },
+      watchers: this.rules,
     })
     const sight = images.map(({ sectors }) => sightOf(sectors))
     return { life, images, registers, guest, sight, met: false }
