@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(
-  qemu-utils qemu-system-x86 nbdkit libnbd-bin python3-libnbd nbd-client fio e2fsprogs xfsprogs
+  qemu-utils qemu-system-x86 nbdkit libnbd-bin python3-libnbd python3-libvhdi nbd-client fio e2fsprogs xfsprogs
   openssl gnutls-bin
   util-linux-extra iproute2 nftables
   busybox-static cpio

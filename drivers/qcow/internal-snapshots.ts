@@ -1,5 +1,5 @@
 /**
- * Internal snapshots of a QCOW2 image, made, applied and deleted while nobody uses it (qcow2.rst, "Snapshots").
+ * Internal snapshots of a QCOW2 image, made, applied and deleted while nobody uses it (qcow2.rst, "Snapshots"; decision 20).
  *
  * Each change goes the same way (`->` is a flush): the new tables, in clusters that were free -> the dirty bit -> counts
  * rise to what the image needs before and after the change, with the flags that follow from them -> one write of the header

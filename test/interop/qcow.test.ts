@@ -43,6 +43,13 @@ const VARIANTS: readonly Variant[] = [
   },
   { name: '1-bit refcounts', by: 'colotap', options: { refcount_bits: '1', cluster_size: '4K' } },
   { name: '2 MiB clusters', by: 'colotap', options: { cluster_size: '2M', refcount_bits: '2' } },
+  { name: '4-bit refcounts', by: 'colotap', options: { refcount_bits: '4', cluster_size: '8K' } },
+  { name: '8-bit refcounts', by: 'colotap', options: { refcount_bits: '8', cluster_size: '1K' } },
+  {
+    name: '32-bit refcounts',
+    by: 'colotap',
+    options: { refcount_bits: '32', cluster_size: '512K' },
+  },
   { name: 'extended L2', by: 'colotap', options: { extended_l2: 'on' } },
   { name: 'preallocated', by: 'colotap', options: { preallocation: 'metadata' } },
   { name: 'full', by: 'colotap', options: { preallocation: 'full', extended_l2: 'on' } },

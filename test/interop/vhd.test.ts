@@ -11,6 +11,7 @@ import { runRandomRequests } from '../support/random-requests.ts'
 import { tempDirectory } from '../support/scope.ts'
 import { CLEAN_EXIT } from '../support/served-disk.ts'
 import { inspectVhd, readVhd } from '../support/vhd-inspector.ts'
+import { readByLibvhdi } from '../support/vhd-peer.ts'
 
 const MIB = 1024 * 1024
 const SIZE = 9 * MIB
@@ -101,6 +102,36 @@ async function makeParent(t: Test, directory: string, kind: Variant['parent']): 
   if (kind === 'vhd') await convert(t, raw, path.join(directory, 'parent.vhd'), 'dynamic')
   return content
 }
+
+void t.test('libvhdi reads a chain of images of ours, and a base of QEMU', async (t) => {
+  const directory = await tempDirectory(t)
+  const at = (name: string): string => path.join(directory, name)
+  const model = await makeParent(t, directory, 'vhd')
+  const chain = [at('parent.vhd')]
+  for (const [name, options] of [
+    ['child.vhd', 'backing=parent.vhd,backing_format=vhd'],
+    ['top.vhd', 'backing=child.vhd,backing_format=vhd'],
+  ] as const) {
+    await must(t, ['image', 'create', `vhd:${at(name)}`, '-o', options])
+    chain.unshift(at(name))
+    const server = await serveColotap(t, { exports: { disk: `vhd:${at(name)}` }, directory })
+    const client = await NbdClient.connect({
+      address: { kind: 'unix', path: server.socket },
+      exportName: 'disk',
+    })
+    for (let piece = 0; piece < 40; piece += 1) {
+      const bytes = Buffer.alloc(4096 * (1 + (piece % 5)), chain.length * 50 + piece)
+      const where = (((piece * 7919 + chain.length * 104_729) % 2000) + 1) * 4096
+      if (piece % 8 === 7) await client.zero(where, bytes.length)
+      else await client.write(bytes, where)
+      if (piece % 8 === 7) model.fill(0, where, where + bytes.length)
+      else bytes.copy(model, where)
+    }
+    await client.disconnect()
+    t.same(await server.stop(), CLEAN_EXIT)
+    t.equal(difference(await readByLibvhdi(t, chain), model), undefined, name)
+  }
+})
 
 for (const subformat of ['dynamic', 'fixed']) {
   void t.test(`a ${subformat} image of qemu-img's is served as it is`, async (t) => {

@@ -3,6 +3,11 @@ import t from 'tap'
 
 import { Fault } from '../../../core/fault.ts'
 import { KiB } from '../../../core/units.ts'
+import {
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+} from '../../../drivers/qcow/internal-snapshots.ts'
 import { RecordedFile } from '../../support/power-failures.ts'
 import { contentOf, newQcow, openInMemory } from './qcow-files.ts'
 
@@ -87,36 +92,77 @@ void t.test('a cluster that holds metadata is never given out', async (t) => {
   t.ok(file.bytes.subarray(L1, L2).equals(image.subarray(L1, L2)))
 })
 
-void t.test('whatever is in the tables, using the image ends with data or faults', async () => {
-  const good = await imageWithData()
-  const places = fc.oneof(
+/** Images whose metadata is lied about, with the places of it. */
+async function subjects(): Promise<
+  { name: string; image: Buffer; places: fc.Arbitrary<number> }[]
+> {
+  const plain = await imageWithData()
+  const usual = fc.oneof(
     fc.nat(111),
     fc.nat(31).map((at) => TABLE + at),
     fc.nat(31).map((at) => 2 * CLUSTER + at),
     fc.nat(15).map((at) => L1 + at),
     fc.nat(255).map((at) => L2 + at),
   )
-  const changes = fc.array(fc.tuple(places, fc.nat(255)), { minLength: 1, maxLength: 4 })
-  await fc.assert(
-    fc.asyncProperty(changes, fc.boolean(), async (lies, readOnly) => {
-      const image = Buffer.from(good)
-      for (const [at, value] of lies) image[at] = value
-      const file = new RecordedFile(image)
-      try {
-        const device = await openInMemory(file, { readOnly })
-        if (device.geometry.size > 1024 * KiB) return
-        await contentOf(device).catch(faultOnly)
-        if (readOnly) return
-        const write = async () => device.write(Buffer.alloc(512, 1), 9 * CLUSTER, 0)
-        await write().catch(faultOnly)
-        await device.close().catch(faultOnly)
-      } catch (error) {
-        faultOnly(error)
-      }
-    }),
-    { numRuns: 150 },
+  const kept = new RecordedFile(plain)
+  await createSnapshot(kept, 'image', 'kept', 0, () => undefined)
+  const ofSnapshot = (field: number): number => Number(kept.bytes.readBigUInt64BE(field))
+  const table = ofSnapshot(64)
+  const snapshotPlaces = fc.oneof(
+    fc.integer({ min: 60, max: 71 }),
+    fc.nat(71).map((at) => table + at),
+    fc.nat(15).map((at) => ofSnapshot(table) + at),
+    usual,
   )
+  const old = new RecordedFile(newQcow({ version: 1 }))
+  const device = await openInMemory(old)
+  await device.write(Buffer.alloc(3 * CLUSTER, 7), 0, 0)
+  await device.close()
+  const extended = new RecordedFile(newQcow({ extended: true, clusterSize: 16 * KiB }))
+  const wide = await openInMemory(extended)
+  await wide.write(Buffer.alloc(3 * CLUSTER, 7), 0, 0)
+  await wide.close()
+  const extendedPlaces = fc.oneof(
+    fc.nat(111),
+    fc.nat(15).map((at) => 3 * 16 * KiB + at),
+    fc.nat(63).map((at) => 4 * 16 * KiB + at),
+  )
+  return [
+    { name: 'version 3', image: plain, places: usual },
+    { name: 'snapshots', image: kept.bytes, places: snapshotPlaces },
+    { name: 'version 1', image: old.bytes, places: fc.nat(127) },
+    { name: 'extended L2 entries', image: extended.bytes, places: extendedPlaces },
+  ]
+}
+
+void t.test('whatever is in the tables, using the image ends with data or faults', async (t) => {
+  for (const { name, image: good, places } of await subjects()) {
+    const changes = fc.array(fc.tuple(places, fc.nat(255)), { minLength: 1, maxLength: 4 })
+    await fc.assert(
+      fc.asyncProperty(changes, fc.boolean(), async (lies, readOnly) => {
+        const image = Buffer.from(good)
+        for (const [at, value] of lies) image[at] = value
+        const file = new RecordedFile(image)
+        await use(file, readOnly).catch(faultOnly)
+        if (readOnly) t.same(file.events, [], 'looking changes nothing')
+      }),
+      { numRuns: 120 },
+    )
+    t.pass(name)
+  }
 })
+
+async function use(file: RecordedFile, readOnly: boolean): Promise<void> {
+  if (readOnly) await listSnapshots(file, 'image').catch(faultOnly)
+  const device = await openInMemory(file, { readOnly })
+  if (device.geometry.size > 1024 * KiB) return
+  await contentOf(device).catch(faultOnly)
+  if (readOnly) return
+  const write = async (): Promise<void> => device.write(Buffer.alloc(512, 1), 9 * CLUSTER, 0)
+  await write().catch(faultOnly)
+  await device.close()
+  await deleteSnapshot(file, 'image', 'kept', () => undefined)
+}
 
 function faultOnly(error: unknown): void {
   if (!(error instanceof Fault)) throw error
