@@ -7,6 +7,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 
 import { MiB } from '../../core/units.ts'
+import { Authority } from '../support/certificates.ts'
 import { serveColotap, type ColotapServer } from '../support/colotap.ts'
 import { createEmptyImage } from '../support/images.ts'
 import { freePorts, tempDirectory } from '../support/scope.ts'
@@ -14,8 +15,8 @@ import { CLEAN_EXIT } from '../support/served-disk.ts'
 import { EXT4, PLANT_TREE, VERIFY_TREE } from './file-systems.ts'
 import { Guest } from './guest.ts'
 
-const SIZE = 96 * MiB
-const DELETED = 32 * MiB
+const SIZE = 64 * MiB
+const DELETED = 16 * MiB
 const CONNECTIONS = 4
 const SLOW = { timeout: 1_800_000 }
 
@@ -33,13 +34,14 @@ interface Export {
   readonly image: string
 }
 
-async function serveOverTcp(t: Test, args: readonly string[] = []): Promise<Export> {
+/** @param settings of the listener, such as `?tls-creds=DIR` */
+async function serveOverTcp(t: Test, settings = ''): Promise<Export> {
   const image = path.join(await tempDirectory(t), 'disk.img')
   await createEmptyImage(image, SIZE)
   const [port = 0] = await freePorts(1)
   const server = await serveColotap(t, {
     exports: { disk: `aio:${image}` },
-    args: ['--listen', `tcp:127.0.0.1:${port}`, ...args],
+    args: ['--listen', `tcp:127.0.0.1:${port}${settings}`],
   })
   return { server, port, image }
 }
@@ -103,4 +105,36 @@ async function useDisk(t: Test, { server, port, image }: Export, attached: strin
 void t.test('the kernel reads, writes and trims over several connections', SLOW, async (t) => {
   const disk = await serveOverTcp(t)
   await useDisk(t, disk, attach(disk.port))
+})
+
+/** Shell: the folder's files, in the guest's /run/tls. */
+async function planted(folder: string, names: readonly string[]): Promise<string> {
+  const files = await Promise.all(
+    names.map(async (name) => {
+      const text = await readFile(path.join(folder, name), 'utf8')
+      return `cat >/run/tls/${name} <<'END-OF-FILE'\n${text}\nEND-OF-FILE\n`
+    }),
+  )
+  return `mkdir -p /run/tls\n${files.join('')}`
+}
+
+void t.test('the kernel over TLS, with a certificate of its own', SLOW, async (t) => {
+  const directory = await tempDirectory(t)
+  const authority = await Authority.make(t, path.join(directory, 'ca'))
+  const server = await authority.issue(path.join(directory, 'server'), 'server')
+  const client = await authority.issue(path.join(directory, 'client'), 'client')
+  const disk = await serveOverTcp(t, `?tls-creds=${server}`)
+  const files = await planted(client, ['ca-cert.pem', 'client-cert.pem', 'client-key.pem'])
+  const identity = [
+    ...['-cacertfile /run/tls/ca-cert.pem', '-tlshostname localhost'],
+    ...['-certfile /run/tls/client-cert.pem', '-keyfile /run/tls/client-key.pem'],
+  ].join(' ')
+  const plain = `nbd-client 10.0.2.2 ${disk.port} /dev/nbd1 -name disk`
+  await useDisk(
+    t,
+    disk,
+    `${files}
+    if ${plain}; then echo 'it was served without TLS' >&2; exit 1; fi
+    ${attach(disk.port, identity)}`,
+  )
 })
