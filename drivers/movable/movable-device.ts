@@ -147,11 +147,15 @@ export class MovableDevice implements BlockDevice {
     this.#gate.close()
   }
 
-  /** Resolves when no request is under way below, and what was acknowledged is on stable storage. */
-  async settled(): Promise<void> {
-    await this.#gate.drained()
+  /** Resolves when no request is under way below. */
+  drained(): Promise<void> {
+    return this.#gate.drained()
+  }
+
+  /** Puts what was acknowledged on stable storage, as a request of its own that is under way until it ends. */
+  async secure(): Promise<void> {
     const below = this.#present()
-    if (below.can.flush) await below.flush()
+    if (below.can.flush) await this.#gate.track(below.flush())
   }
 
   /** Requests go on with what is below. */

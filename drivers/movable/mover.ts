@@ -15,6 +15,7 @@
  *  - stopWaiting() and close() end every wait; nothing is opened after them.
  */
 
+import { AssertionFailure } from '../../core/assert.ts'
 import type { BlockDevice } from '../../core/block-device.ts'
 import type { Timers } from '../../core/clock.ts'
 import { Deadline } from '../../core/deadline.ts'
@@ -167,15 +168,14 @@ export class Mover {
     this.#state = 'pausing'
     device.hold()
     try {
-      await deadline.within(device.settled(), () =>
-        late('finishing and flushing what is under way'),
-      )
+      await deadline.within(device.drained(), () => late('finishing what is under way'))
+      await deadline.within(device.secure(), () => late('flushing'))
       this.#refuseAtTheEnd()
     } catch (error) {
       deadline.end()
       this.#state = 'serving'
       device.letGo()
-      throw asFault(error, 'IO', 'the export cannot be paused')
+      throw faultOf(error, 'the export cannot be paused')
     }
     const old = device.detach()
     const closing = old === undefined ? Promise.resolve() : closed(old)
@@ -183,7 +183,7 @@ export class Mover {
       await deadline.within(closing, () => late('closing the images'))
     } catch (error) {
       this.#leftover = closing.catch(() => undefined)
-      const fault = asFault(error, 'IO', 'the images cannot be closed')
+      const fault = faultOf(error, 'the images cannot be closed')
       await this.#goBack(fault, timeoutMs)
       throw fault
     } finally {
@@ -201,7 +201,7 @@ export class Mover {
     try {
       return await this.#open(to, timeoutMs, reason)
     } catch (error) {
-      const fault = asFault(error, 'IO', 'the pipeline cannot be opened')
+      const fault = faultOf(error, 'the pipeline cannot be opened')
       if (to === this.#source) {
         this.#fail(fault)
         throw fault
@@ -223,7 +223,7 @@ export class Mover {
       await this.#open(this.#source, timeoutMs, why.message)
       return true
     } catch (error) {
-      this.#fail(asFault(error, 'IO', 'the pipeline cannot be opened'))
+      this.#fail(faultOf(error, 'the pipeline cannot be opened'))
       return false
     }
   }
@@ -338,6 +338,12 @@ export class Mover {
 async function closed(device: BlockDevice): Promise<void> {
   device.stopWaiting?.()
   await device.close()
+}
+
+/** @throws what is a bug of ours, and no outside fault */
+function faultOf(error: unknown, what: string): Fault {
+  if (error instanceof AssertionFailure) throw error
+  return asFault(error, 'IO', what)
 }
 
 function late(doing: string): Fault {
