@@ -81,6 +81,13 @@ export const resync = changing(
   (given) => (given.has('checksums') ? { checksums: true } : {}),
 )
 
+export const acknowledge = changing(
+  'acknowledge',
+  'take back the alarms of a group, which stay in its status until then',
+  {},
+  () => ({}),
+)
+
 export const set: Subcommand = changing(
   'set',
   'change settings of a running primary',

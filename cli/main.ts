@@ -8,7 +8,16 @@
 import { Fault } from '../core/fault.ts'
 import { checkpoint, events, status } from './ask-server.ts'
 import { add, remove, resize } from './change-exports.ts'
-import { connect, demote, disconnect, promote, resync, set, switchover } from './change-group.ts'
+import {
+  acknowledge,
+  connect,
+  demote,
+  disconnect,
+  promote,
+  resync,
+  set,
+  switchover,
+} from './change-group.ts'
 import { pause, reopen, resume } from './change-pipeline.ts'
 import { closest } from './closest.ts'
 import {
@@ -37,6 +46,7 @@ const SUBCOMMANDS: readonly Subcommand[] = [
   connect,
   disconnect,
   resync,
+  acknowledge,
   verify,
   set,
   add,

@@ -46,8 +46,21 @@ export function groupText(status: GroupStatus): string {
       : []),
     ...status.disks.map((disk): [string, string] => [`disk ${disk.name}`, diskText(disk)]),
     ...(status.error === null ? [] : [['error', status.error] as [string, string]]),
+    ...alarmsOf(status),
   ]
   return `group ${group} (${mode}): ${served}, ${protection}\n${columns(rows)}`
+}
+
+/** What went wrong stays in sight until somebody says that it was seen. */
+function alarmsOf({ alarms, group }: GroupStatus): [string, string][] {
+  if (alarms.length === 0) return []
+  return [
+    ...alarms.map(({ text, count, lastAgeMs }): [string, string] => [
+      'alarm',
+      `${text} (${count === 1 ? '' : `${count} times, last `}${formatTime(lastAgeMs * 1000)} ago)`,
+    ]),
+    ['', `colotap acknowledge ${group} takes them back`],
+  ]
 }
 
 function timesOf({ checkpoints }: GroupStatus): [string, string][] {

@@ -144,6 +144,12 @@ export const REPLICATION_COMMANDS: readonly Command[] = [
     },
   }),
   define({
+    name: 'replication-acknowledge',
+    description: 'takes back the alarms of a group: an operator has seen them',
+    arguments: { group: GROUP },
+    run: (context, { group }): GroupStatus => oneGroup(context.groups(), group).acknowledge(),
+  }),
+  define({
     name: 'replication-set',
     description: 'changes settings of a running primary; on-link-loss=continue ends a freeze',
     arguments: {

@@ -95,6 +95,15 @@ export interface VerifyReport {
   readonly omittedRanges: number
 }
 
+/** Something that went wrong; stays until an operator acknowledges it, healed or not. */
+export interface Alarm {
+  readonly text: string
+  /** How often it happened, and how many milliseconds ago for the first and the last time. */
+  readonly count: number
+  readonly firstAgeMs: number
+  readonly lastAgeMs: number
+}
+
 export interface GroupStatus extends SideStatus {
   readonly group: string
   readonly mode: GroupMode
@@ -114,6 +123,8 @@ export interface GroupStatus extends SideStatus {
   readonly journalBytes: number
   /** What is wrong now and does not show in `protection`; goes when it has healed. */
   readonly error: string | null
+  /** What went wrong since an operator acknowledged last, oldest first. */
+  readonly alarms: readonly Alarm[]
 }
 
 export interface CheckpointResult {
@@ -171,6 +182,8 @@ export type GroupEvent =
 export interface ReplicationGroup {
   readonly name: string
   status(): GroupStatus
+  /** An operator has seen the alarms. */
+  acknowledge(): GroupStatus
   /**
    * Primary: ends the epoch and resolves when the secondary has committed it.
    * Secondary: resolves when the checkpoint that the primary announced is committed here.

@@ -14,6 +14,7 @@
 import type { BlockDevice } from '../core/block-device.ts'
 import { asFault, Fault } from '../core/fault.ts'
 import { ActiveDisk } from './active-disk.ts'
+import { Alarms } from './alarms.ts'
 import { CheckpointTimes } from './checkpoint-times.ts'
 import type { Dial, GroupEnvironment, Link, LinkHandlers } from './environment.ts'
 import type {
@@ -51,6 +52,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   readonly #environment: GroupEnvironment
   readonly #dial: Dial | undefined
   readonly #troubles: Troubles
+  readonly #alarms: Alarms
   readonly #secondary: SecondarySide
   #primary: PrimarySide | undefined
   readonly #members: Member[] = []
@@ -68,9 +70,11 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   constructor(settings: GroupSettings, environment: GroupEnvironment, dial: Dial | undefined) {
     this.name = settings.group
     this.#settings = settings
+    this.#alarms = new Alarms(() => environment.nowMs())
     this.#environment = {
       ...environment,
       onEvent: (event) => {
+        this.#alarms.hear(event)
         environment.onEvent(this.#measured(event))
         this.#changed?.()
       },
@@ -176,7 +180,13 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       ramdiskBytes: this.#secondary.memory.bytesInUse,
       journalBytes: this.#secondary.log.bytes,
       error: this.#troubles.first,
+      alarms: this.#alarms.list(),
     }
+  }
+
+  acknowledge(): GroupStatus {
+    this.#alarms.acknowledge()
+    return this.status()
   }
 
   checkpoint(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<CheckpointResult> {

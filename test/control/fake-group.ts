@@ -40,11 +40,18 @@ export class FakeGroup implements ReplicationGroup {
       ramdiskBytes: 0,
       journalBytes: 0,
       error: null,
+      alarms: [],
       ...state,
     }
   }
 
   status(): GroupStatus {
+    return this.state
+  }
+
+  acknowledge(): GroupStatus {
+    this.calls.push('acknowledge')
+    this.state = { ...this.state, alarms: [] }
     return this.state
   }
 
