@@ -21,6 +21,8 @@ export interface BatchResult {
   readonly commits: number
   readonly events: number
   readonly acknowledged: number
+  /** Comparisons of all that both sides hold. */
+  readonly verifies: number
 }
 
 export interface BatchOptions {
@@ -102,8 +104,8 @@ async function runOrders(orders: Orders, report: (part: BatchResult) => void): P
     const seed = firstSeed + index
     part.runs += 1
     try {
-      const { commits, events, acknowledged } = await alive(simulate(seed))
-      add(part, { runs: 0, failures: [], commits, events, acknowledged })
+      const { commits, events, acknowledged, verifies } = await alive(simulate(seed))
+      add(part, { runs: 0, failures: [], commits, events, acknowledged, verifies })
     } catch (error) {
       failures += 1
       part.failures.push(await failureOf(seed, error, failures <= MOST_STORIES))
@@ -132,7 +134,7 @@ async function alive<T>(run: Promise<T>): Promise<T> {
 }
 
 function nothing(): Counts {
-  return { runs: 0, failures: [], commits: 0, events: 0, acknowledged: 0 }
+  return { runs: 0, failures: [], commits: 0, events: 0, acknowledged: 0, verifies: 0 }
 }
 
 function add(total: Counts, part: BatchResult): void {
@@ -140,6 +142,7 @@ function add(total: Counts, part: BatchResult): void {
   total.commits += part.commits
   total.events += part.events
   total.acknowledged += part.acknowledged
+  total.verifies += part.verifies
   total.failures.push(...part.failures)
 }
 

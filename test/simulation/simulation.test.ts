@@ -32,6 +32,7 @@ void t.test('every promise is kept in the runs that are always made', async (t) 
   t.equal(result.runs, ALWAYS, 'every run is made')
   t.ok(result.commits > 5 * ALWAYS, 'they are about something: checkpoints were committed')
   t.ok(result.acknowledged > 5 * ALWAYS, 'and writes were acknowledged')
+  t.ok(result.verifies > ALWAYS / 2, 'and both sides were compared')
 })
 
 void t.test('every promise is kept in runs that nobody has seen before', async (t) => {
