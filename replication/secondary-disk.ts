@@ -16,7 +16,7 @@ import type {
 } from '../core/block-device.ts'
 import type { ChangeLog } from '../core/change-log.ts'
 import { Fault } from '../core/fault.ts'
-import type { MaybePromise } from '../core/maybe-promise.ts'
+import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { PageMemory } from '../ramdisk/page-memory.ts'
 import { sectorGeometry } from './sector-geometry.ts'
@@ -67,7 +67,9 @@ export class SecondaryDisk implements BlockDevice {
 
   read(into: Buffer, at: number): MaybePromise<void> {
     this.#checkUse()
-    return this.layers.read(into, at)
+    const reading = this.layers.read(into, at)
+    // 17: meanwhile this may have become a mixture, of which nobody may see anything.
+    return isPromise(reading) ? reading.then(() => this.#checkUse()) : reading
   }
 
   write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {

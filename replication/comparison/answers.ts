@@ -70,9 +70,15 @@ export class Answers {
   #flushed(disk: DiskLayers): Promise<void> {
     let flushed = this.#durable.get(disk)
     if (flushed === undefined) {
-      flushed = Promise.resolve(disk.flushImage())
+      flushed = flush(disk)
       this.#durable.set(disk, flushed)
+      // One that failed is tried again for the next question.
+      flushed.catch(() => this.#durable.delete(disk))
     }
     return flushed
   }
+}
+
+async function flush(disk: DiskLayers): Promise<void> {
+  await disk.flushImage()
 }

@@ -87,7 +87,8 @@ export const INVARIANTS: readonly Mutant[] = [
     file: 'replication/machine/secondary.ts',
     from: '    if (this.#commits.length > 0) return\n    const state = this.#takeover.decide(',
     to: '    const state = this.#takeover.decide(',
-    ...SIMULATION,
+    test: 'test/replication/machine/secondary-promote.test.ts',
+    caughtBy: 'a promote',
   },
   {
     of: '10',
@@ -283,5 +284,14 @@ export const INVARIANTS: readonly Mutant[] = [
     test: 'test/replication/primary-disk.test.ts',
     caughtBy:
       'what was forwarded before the pair froze is refused when this side is deposed meanwhile',
+  },
+  {
+    of: '17',
+    defect: 'a read that was begun on a whole copy is answered from a mixture',
+    file: 'replication/secondary-disk.ts',
+    from: 'return isPromise(reading) ? reading.then(() => this.#checkUse()) : reading',
+    to: 'return isPromise(reading) ? reading : undefined',
+    test: 'test/replication/secondary-disk.test.ts',
+    caughtBy: 'a read that is under way when the copy becomes a mixture is refused',
   },
 ]
