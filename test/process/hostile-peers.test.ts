@@ -46,7 +46,8 @@ const STRANGER: Hello = {
   durable: false,
   discard: null,
   identical: false,
-  features: [], ack: 'sent',
+  features: [],
+  ack: 'sent',
 }
 
 /** Connects to the replication port, sends `bytes`, and gives the frames that came back before the end. */
