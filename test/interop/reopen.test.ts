@@ -9,6 +9,7 @@ import t from 'tap'
 import { NbdClient } from '../../nbd/client.ts'
 import { mustRun, startChild, type Result } from '../support/child.ts'
 import { colotap, serveColotap, type ColotapServer } from '../support/colotap.ts'
+import { groupState, startPair } from '../support/replica-pair.ts'
 import { tempDirectory, type Scope } from '../support/scope.ts'
 import { CLEAN_EXIT } from '../support/served-disk.ts'
 
@@ -230,5 +231,57 @@ void t.test(
     await client.write(Buffer.alloc(512, 3), 0)
     await client.disconnect()
     t.same(await server.stop(), CLEAN_EXIT)
+  },
+)
+
+void t.test(
+  'a replicated disk goes onto an overlay on both sides, and stays protected',
+  async (t) => {
+    const pair = await startPair(t, {
+      mode: 'colo',
+      disks: { disk: SIZE },
+      settings: ['heartbeat=50', 'timeout=1000'],
+      formats: { primary: 'qcow', secondary: 'qcow' },
+    })
+    const { primary, secondary } = pair
+    const address = { kind: 'unix', path: primary.server.socket } as const
+    const client = await NbdClient.connect({ address, exportName: 'disk' })
+    await client.write(Buffer.alloc(4096, 1), 0)
+    await primary.qmp.execute('replication-checkpoint')
+    for (const host of [primary, secondary]) {
+      const image = host.images['disk'] ?? ''
+      const overlay = `${image}.overlay`
+      await pause(host.server)
+      const waiting = host === primary ? client.write(Buffer.alloc(4096, 2), 4096) : undefined
+      if (host === secondary) await client.write(Buffer.alloc(4096, 3), 8192)
+      // Checkpoints need both sides and the link: all of it goes on without the image.
+      for (let count = 0; count < 3; count += 1)
+        await primary.qmp.execute('replication-checkpoint', { timeoutMs: 30_000 })
+      await snapshot(t, `qcow:${image}`, `qcow:${overlay}`)
+      const pipeline = host.place.exports['disk']?.replace(/qcow:.*/, `qcow:${overlay}`) ?? ''
+      await t.rejects(resume(host.server, `qcow:${overlay}`), {
+        message: /replication layer cannot be changed.*begin the pipeline with colo:/,
+      })
+      await resume(host.server, pipeline)
+      await waiting
+      t.match(await groupState(primary.qmp), { protection: 'protected', error: null })
+    }
+    await client.write(Buffer.alloc(4096, 4), 12288)
+    await primary.qmp.execute('replication-checkpoint')
+    await client.write(Buffer.alloc(4096, 9), 0)
+    await client.disconnect()
+    primary.server.child.signal('SIGKILL')
+    await primary.server.child.exited
+    await secondary.qmp.execute('replication-promote', { force: true })
+    const other = { kind: 'unix', path: secondary.server.socket } as const
+    const reader = await NbdClient.connect({ address: other, exportName: 'disk' })
+    const into = Buffer.alloc(16384)
+    await reader.read(into, 0)
+    t.strictSame([into[0], into[4096], into[8192], into[12288]], [1, 2, 3, 4])
+    await reader.disconnect()
+    t.same(await secondary.server.stop(), CLEAN_EXIT)
+    const image = secondary.images['disk'] ?? ''
+    await check(t, image)
+    await check(t, `${image}.overlay`)
   },
 )

@@ -63,6 +63,10 @@ export class QmpClient {
   execute(command: string, args?: JsonObject): Promise<unknown> {
     const id = ++this.#lastId
     return new Promise((resolve, reject) => {
+      if (this.#socket.destroyed) {
+        reject(new Error(`${command}: the QMP server is gone`))
+        return
+      }
       this.#waiters.set(id, { command, resolve, reject })
       this.#socket.write(
         `${JSON.stringify({ execute: command, ...(args === undefined ? {} : { arguments: args }), id })}\n`,
