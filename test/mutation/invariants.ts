@@ -129,7 +129,8 @@ export const INVARIANTS: readonly Mutant[] = [
     file: 'replication/write-gate.ts',
     from: 'if (!this.#machine.frozen) return undefined',
     to: 'if (!this.#machine.frozen || this.#ended === undefined) return undefined',
-    ...SIMULATION,
+    test: 'test/replication/write-gate.test.ts',
+    caughtBy: 'frozen is frozen: no write begins, and none is acknowledged',
   },
   {
     of: '14',
@@ -137,7 +138,8 @@ export const INVARIANTS: readonly Mutant[] = [
     file: 'replication/write-gate.ts',
     from: 'if (this.#machine.frozen || this.#held) return this.#wait()',
     to: 'if (this.#held) return this.#wait()',
-    ...SIMULATION,
+    test: 'test/replication/write-gate.test.ts',
+    caughtBy: 'frozen is frozen: no write begins, and none is acknowledged',
   },
   {
     of: '15',
