@@ -38,6 +38,7 @@ export interface Compared {
 
 interface Question {
   readonly length: number
+  readonly answered: Promise<Buffer | undefined>
   /** @param sums undefined when there will be none */
   readonly answer: (sums: Buffer | undefined) => void
 }
@@ -61,7 +62,8 @@ export class Comparison {
   }
 
   /**
-   * Fills `buffer` with what is at `at`, and compares that; no other question about the range may be open.
+   * Fills `buffer` with what is at `at`, and compares that. Where the range is being asked about already, by one who does not
+   * want to know any more, or where there are MOST_ASKED questions, it waits for an answer first.
    * @returns undefined when the link is gone
    * @throws Fault when this side's image cannot be read
    */
@@ -72,8 +74,16 @@ export class Comparison {
     buffer: Buffer,
   ): Promise<Compared | undefined> {
     const question = frame('compare', { disk: index, position: at, extent: buffer.length })
-    const asked = await disk.capture(buffer, at, () => (this.#over ? [] : [this.#ask(question)]))
-    if (this.#over) return undefined
+    let asked: readonly Promise<Buffer | undefined>[] = []
+    while (asked.length === 0) {
+      while (!this.#isFree(question))
+        await Promise.race([...this.#questions.values()].map(({ answered }) => answered))
+      if (this.#over) return undefined
+      asked = await disk.capture(buffer, at, () =>
+        this.#over || !this.#isFree(question) ? [] : [this.#ask(question)],
+      )
+    }
+    if (this.#isOver()) return undefined
     const ours = await this.#summer.sums(buffer)
     const theirs = await asked[0]
     return theirs === undefined ? undefined : runsOf(at, buffer.length, ours, theirs)
@@ -95,13 +105,20 @@ export class Comparison {
     question.answer(Buffer.from(payload))
   }
 
+  #isOver(): boolean {
+    return this.#over
+  }
+
+  #isFree({ disk, position }: Frame): boolean {
+    return this.#questions.size < MOST_ASKED && !this.#questions.has(keyOf(disk, position))
+  }
+
   #ask(question: Frame): Promise<Buffer | undefined> {
     const { disk, position, extent } = question
-    const key = keyOf(disk, position)
-    assert(!this.#questions.has(key), 'a range is asked about once at a time')
-    const answered = new Promise<Buffer | undefined>((answer) => {
-      this.#questions.set(key, { length: extent, answer })
-    })
+    assert(this.#isFree(question), 'a range is asked about once at a time')
+    let answer: Question['answer'] = () => undefined
+    const answered = new Promise<Buffer | undefined>((resolve) => (answer = resolve))
+    this.#questions.set(keyOf(disk, position), { length: extent, answered, answer })
     this.#link.send(question)
     return answered
   }

@@ -198,7 +198,8 @@ export const INVARIANTS: readonly Mutant[] = [
     file: 'replication/machine/secondary.ts',
     from: "    if (!this.#state.consistent)\n      return 'this copy is a mixture",
     to: "    if (!this.#state.consistent && this.#term < 0)\n      return 'this copy is a mixture",
-    ...SIMULATION,
+    test: 'test/replication/machine/secondary-promote.test.ts',
+    caughtBy: 'a secondary that holds no state of a disk is promoted by force only',
   },
   {
     of: '18',
@@ -255,9 +256,10 @@ export const INVARIANTS: readonly Mutant[] = [
     of: '21',
     defect: 'a write that waits for the link is forgotten with it',
     file: 'replication/forwarding.ts',
-    from: 'if (this.#link === undefined) return this.strand(acknowledged)',
-    to: 'if (this.#link === undefined) return',
-    ...SIMULATION,
+    from: 'this.#writes.lose()',
+    to: 'void this.#writes',
+    test: 'test/replication/forwarding.test.ts',
+    caughtBy: 'on-link-loss=continue: a lost link lets waiting writes complete once, as dirty',
   },
   {
     of: '22',
