@@ -43,9 +43,9 @@ interface Started {
   readonly folder: string
   readonly odd: Odd
   readonly control: QmpClient
-  attach(name: string): Promise<NbdClient>
+  readonly attach: (name: string) => Promise<NbdClient>
   /** Name, size and number of clients of each export. */
-  exports(): Promise<[string, number, number][]>
+  readonly exports: () => Promise<[string, number, number][]>
 }
 
 async function start(

@@ -70,7 +70,7 @@ class Guest {
 
 interface Moment {
   /** Brings the moment about, and resolves in it. What is under way then ends somehow, with whoever is hit. */
-  reach(hosts: Hosts, guest: Guest): Promise<unknown>
+  readonly reach: (hosts: Hosts, guest: Guest) => Promise<unknown>
 }
 
 /** A command whose outcome nobody knows when a side is hit. */

@@ -50,9 +50,13 @@ export async function serveColotap(scope: Scope, options: ServeOptions): Promise
   const directory = options.directory ?? (await tempDirectory(scope))
   const socket = path.join(directory, 'nbd.sock')
   const control = path.join(directory, 'control.sock')
-  const [command = process.execPath, ...before] = [...(options.within ?? []), process.execPath]
-  const child = startChild(scope, command, [
-    ...before,
+  const [command = '', ...before] = options.within ?? []
+  const [program, ...args] =
+    command === ''
+      ? ([process.execPath] as const)
+      : ([command, ...before, process.execPath] as const)
+  const child = startChild(scope, program, [
+    ...args,
     LAUNCHER,
     'serve',
     ...Object.entries(options.exports).flatMap(([name, pipeline]) => [

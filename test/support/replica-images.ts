@@ -9,7 +9,7 @@ import { inspectQcow2 } from './qcow-inspector.ts'
 import type { Scope } from './scope.ts'
 import { inspectVhd } from './vhd-inspector.ts'
 
-export const REPLICA_FORMATS = ['aio', 'qcow', 'vhd'] as const
+const REPLICA_FORMATS = ['aio', 'qcow', 'vhd'] as const
 export type ReplicaFormat = (typeof REPLICA_FORMATS)[number]
 
 /** The formats of both sides. */

@@ -46,7 +46,7 @@ void t.test('a refcount table that is too small is replaced by a larger one', as
   for (let at = 0; at < 3 * MiB; at += bytes.length)
     t.equal(content[at + bytes.length - 1], 1 + at / bytes.length)
   const file = Buffer.alloc(8 * MiB)
-  await ram.read(file, 0)
+  ram.read(file, 0)
   await device.close()
   t.ok(file.readUInt32BE(56) > before, 'the table has more clusters')
   t.same(inspectQcow2(file).errors, [])

@@ -16,7 +16,7 @@ import { bitmapBytes, type RegionStore } from '../../../replication/regions/regi
 import { MemoryDevice } from '../../nbd/memory-device.ts'
 
 /** Bytes of disk behind a bit of the map. */
-export const REGION = 4 * SECTOR
+const REGION = 4 * SECTOR
 
 type Place = `segment ${number}` | `regions ${number}` | `image ${number}`
 

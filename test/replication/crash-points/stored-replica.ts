@@ -88,7 +88,7 @@ export function firstContents(): Buffer[] {
 }
 
 /** The replica's end of a connection; the test is the peer. */
-export class PeerLink implements Link {
+class PeerLink implements Link {
   readonly peer = 'peer'
   closed = false
   readonly #heard: (frame: Frame) => void
