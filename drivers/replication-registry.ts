@@ -195,14 +195,12 @@ export class ReplicationRegistry {
     }
   }
 
-  /** A disk is about to be closed while its group runs on. @throws Fault, with the disk as it was */
-  dismiss(exportName: string): Promise<void> {
+  /** @throws Fault when a disk must not be closed, because its group goes on */
+  refuseRemoval(exportName: string): void {
     for (const [name, { group }] of this.#members) {
       const { disks } = group.status()
-      if (disks.length > 1 && disks.some((disk) => disk.name === exportName))
-        return Promise.reject(runs(name))
+      if (disks.length > 1 && disks.some((disk) => disk.name === exportName)) throw runs(name)
     }
-    return Promise.resolve()
   }
 
   /** Ends what belongs to groups that are closed. */

@@ -230,6 +230,21 @@ void t.test('a replication group comes with its first disk and goes with it', as
   }
 })
 
+void t.test('one disk of several of a group stays, and so do its clients', async (t) => {
+  const [port] = await freePorts(1)
+  const pipeline = `colo:127.0.0.1:${port}?role=primary&group=vm1|ram:1M`
+  const { control, attach, exports } = await start(t, { a: pipeline, b: pipeline })
+  const client = await attach('a')
+  await t.rejects(control.execute('export-remove', { name: 'a', force: true }), {
+    message: /disks of a running group/,
+  })
+  await client.write(Buffer.alloc(4096, 1), 0)
+  t.same(await exports(), [
+    ['a', MiB, 1],
+    ['b', MiB, 0],
+  ])
+})
+
 void t.test('changes that come together are made one after the other', async (t) => {
   const { control, exports } = await start(t, { a: 'ram:1M' })
   const outcomes = await Promise.allSettled([
