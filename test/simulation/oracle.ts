@@ -44,6 +44,11 @@ export class Oracle implements Observer {
   switching = false
   /** Markers of the present line that were sent; after parted() only those of the new primary. */
   readonly #sent = new Set<number>()
+  /**
+   * Processes whose toolstack has switched replication off. None of them is protected; the next process of the host knows nothing of it,
+   * whoever starts it: the toolstack, or a supervisor after a journal that failed.
+   */
+  readonly switchedOff = new Set<Life>()
   /** The side that may not call itself protected now, and why. */
   forbidden: { readonly side: 'primary' | 'secondary'; readonly why: string } | undefined
 
@@ -244,6 +249,11 @@ export class Oracle implements Observer {
     this.#checkDirtyCover()
     this.#checkRegionCover()
     this.#there.rules.settled()
+    for (const side of [this.#there.primary, this.#there.secondary])
+      this.#check(
+        !this.switchedOff.has(side.life) || !side.life.alive || !isProtected(side),
+        `18: ${side.life.name} is protected: it was switched off`,
+      )
     if (this.forbidden === undefined) return
     const { side, why } = this.forbidden
     const suspect = this.#there[side]

@@ -333,7 +333,6 @@ class Run {
       this.#world.crash(primary, random.chance(0.5))
       await scheduler.run(random.whole(0, 500))
       this.#world.restart(primary)
-      this.#oracle.forbidden = undefined
       if (plan.durability === 'memory') this.#oracle.parted()
       if (random.chance(0.7)) this.#world.primary.depth = plan.primaryDepth
       await scheduler.run(random.pick([0, 2, 300]))

@@ -9,8 +9,6 @@ import type { FaultKind } from './plan.ts'
 import type { Life } from './scheduler.ts'
 import type { Side, World } from './world.ts'
 
-const SWITCHED_OFF = 'it was switched off'
-
 /** Commands that come in a hurry, and how much more time passes between those after them. */
 const BURST = 20
 const CALM = 8
@@ -59,10 +57,9 @@ export class Toolstack {
     network.partitioned = false
     network.speak()
     for (const { images } of [primary, secondary]) this.#restore(images)
-    if (primary.life.alive) primary.group.setReplicating(true)
-    if (secondary.life.alive) secondary.group.setReplicating(true)
+    this.#switchOn(primary)
+    this.#switchOn(secondary)
     this.healJournal()
-    this.#allowProtection()
   }
 
   /** Lets every disk work again. */
@@ -259,22 +256,22 @@ export class Toolstack {
       case 'crash-secondary':
         return this.#crash(secondary)
       case 'switch-primary':
-        primary.group.setReplicating(false)
-        this.#oracle.forbidden ??= { side: 'primary', why: SWITCHED_OFF }
-        return this.#later(600, () => {
-          if (!primary.life.alive) return
-          this.#allowProtection()
-          primary.group.setReplicating(true)
-        })
+        return this.#switchOff(primary)
       case 'switch-secondary':
-        secondary.group.setReplicating(false)
-        return this.#later(600, () => {
-          if (!secondary.life.alive) return
-          // The roles may have been exchanged meanwhile.
-          if (secondary === this.#world.primary) this.#allowProtection()
-          secondary.group.setReplicating(true)
-        })
+        return this.#switchOff(secondary)
     }
+  }
+
+  #switchOff(side: Side): void {
+    side.group.setReplicating(false)
+    this.#oracle.switchedOff.add(side.life)
+    this.#later(600, () => this.#switchOn(side))
+  }
+
+  #switchOn(side: Side): void {
+    if (!side.life.alive) return
+    this.#oracle.switchedOff.delete(side.life)
+    side.group.setReplicating(true)
   }
 
   /** A process dies, and the power of its host with it; another one follows. */
@@ -289,14 +286,8 @@ export class Toolstack {
   #restart(side: Side): void {
     const { plan, primary } = this.#world
     this.#world.restart(side)
-    if (side === primary) {
-      this.#allowProtection()
-      this.#world.primary.depth = plan.primaryDepth
-    } else this.#world.secondary.depth = plan.secondaryDepth
-  }
-
-  #allowProtection(): void {
-    if (this.#oracle.forbidden?.why === SWITCHED_OFF) this.#oracle.forbidden = undefined
+    if (side === primary) this.#world.primary.depth = plan.primaryDepth
+    else this.#world.secondary.depth = plan.secondaryDepth
   }
 
   /** Ends a fault, unless the faults as a whole have ended before. */
