@@ -2,8 +2,7 @@
 
 import { strict as expect } from 'node:assert'
 
-import type { ReplicationGroup } from '../../replication/group.ts'
-import { describe } from './guest.ts'
+import { outstandingOf, reasonsOf } from './accounts.ts'
 import { isProtected, Oracle } from './oracle.ts'
 import { SECTOR } from '../../core/units.ts'
 import { planOf, type Plan } from './plan.ts'
@@ -133,9 +132,9 @@ class Run {
     if (!protectedAgain && this.#mayOverflow()) return
     expect(protectedAgain, `21: protected again: ${reasonsOf([primary.group, secondary.group])}`)
     this.#stopGuests()
-    const quiet = await this.#run(() => this.#outstanding().length === 0 && isWell())
+    const quiet = await this.#run(() => outstandingOf(this.#world).length === 0 && isWell())
     if (!quiet && this.#mayOverflow()) return
-    expect(quiet, `21: every request is answered; not: ${this.#outstanding().join(', ')}`)
+    expect(quiet, `21: every request is answered; not: ${outstandingOf(this.#world).join(', ')}`)
     await this.#toolstack.stop()
     // What was still under way may have been too much for a small memory: then once more.
     let taken = false
@@ -196,11 +195,7 @@ class Run {
     this.#world.crash(primary, random.chance(0.5))
     if (random.chance(0.5)) this.#toolstack.heal()
     if (!(await this.#promoteIfWhole())) return
-    this.#world.exchangeRoles()
-    this.#oracle.exchanged()
-    secondary.guest.stop()
-    if (random.chance(0.7)) secondary.guest.start(plan.primaryDepth)
-    await scheduler.run(random.whole(0, 300))
+    await this.#exchange()
     this.#world.restart(primary)
     await scheduler.run(random.whole(0, 300))
     if (random.chance(0.3)) await this.#restart()
@@ -251,6 +246,7 @@ class Run {
   async #promoteAlive(): Promise<void> {
     const { random, network, primary, scheduler } = this.#world
     const force = random.chance(0.5)
+    const hasSteppedDown = (): boolean => primary.group.primary === undefined
     if (!force) {
       network.partitioned = true
       if (random.chance(0.5)) network.cut()
@@ -260,20 +256,40 @@ class Run {
     if (!consistent || generation === null) return this.#heal()
     await this.#promote(force)
     this.#oracle.forbidden = { side: 'secondary', why: 'it was promoted' }
-    await scheduler.run(random.whole(0, 300))
+    if (await scheduler.run(random.whole(0, 300), hasSteppedDown)) return this.#follow()
     this.#toolstack.heal()
     const isDeposed = (): boolean => primary.group.primary?.machine.writeObjection !== undefined
-    const hasSteppedDown = (): boolean => primary.group.primary === undefined
     const deposed = await this.#run(() => isDeposed() || hasSteppedDown())
     expect(deposed, `13: the old primary is deposed: ${primary.group.status().reason}`)
     // Nobody used this process: it follows by itself, when it has remembered that.
-    if (await scheduler.run(500, hasSteppedDown)) return
+    if (await scheduler.run(500, hasSteppedDown)) return this.#follow()
     const { acknowledged } = primary.guest
-    const refuses = await this.#run(() => primary.guest.notPermitted > 0)
+    const refuses = await this.#run(() => hasSteppedDown() || primary.guest.notPermitted > 0)
     expect(refuses, '13: a deposed primary refuses writes')
-    await scheduler.run(100)
+    if (hasSteppedDown() || (await scheduler.run(100, hasSteppedDown))) return this.#follow()
     expect.equal(primary.guest.acknowledged, acknowledged, '13: a deposed primary acks no write')
     await this.#serveAlone()
+  }
+
+  /** 12, 13, 21: a deposed primary that has just become a secondary gets the state of the promoted side. */
+  async #follow(): Promise<void> {
+    this.#world.primary.guest.stop()
+    await this.#exchange()
+    await this.#stopFaults()
+    await this.#heal()
+  }
+
+  /**
+   * The secondary was promoted, and the primary is gone or has stepped down just now. From this event on the judges have to
+   * take the promoted side for the primary: it may send its first checkpoint a moment later, which is what the other one must have.
+   */
+  async #exchange(): Promise<void> {
+    const { secondary, random, scheduler, plan } = this.#world
+    this.#world.exchangeRoles()
+    this.#oracle.exchanged()
+    secondary.guest.stop()
+    if (random.chance(0.7)) secondary.guest.start(plan.primaryDepth)
+    await scheduler.run(random.whole(0, 300))
   }
 
   async #promote(force: boolean): Promise<void> {
@@ -404,7 +420,7 @@ class Run {
         idle += 1
       })
     const drained = (): boolean =>
-      idle === secondary.disks.length && this.#outstanding().length === 0
+      idle === secondary.disks.length && outstandingOf(this.#world).length === 0
     expect(await this.#run(drained), 'committed epochs reach the images')
   }
 
@@ -424,25 +440,7 @@ class Run {
     this.#world.secondary.guest.stop()
   }
 
-  #outstanding(): string[] {
-    const { primary, secondary } = this.#world
-    return [primary, secondary].flatMap(({ life, guest }) =>
-      life.alive
-        ? [...guest.outstanding].map((request) => `${life.name}: ${describe(request)}`)
-        : [],
-    )
-  }
-
   #run(done: () => boolean): Promise<boolean> {
     return this.#world.scheduler.run(RECOVERY_MS, done)
   }
-}
-
-function reasonsOf(groups: readonly ReplicationGroup[]): string {
-  return groups
-    .map((group) => {
-      const { role, protection, reason } = group.status()
-      return `${role} ${protection} (${reason ?? 'no reason'})`
-    })
-    .join(', ')
 }
