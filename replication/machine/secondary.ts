@@ -6,6 +6,7 @@
  *  - 3  No early ack: `done` is sent only after the shell reported the epoch as committed.
  *  - 10 The decision to promote is taken once, remembered before it is carried out, and comes after every commit that was
  *       begun; afterwards every primary is refused with a higher term.
+ *  - 17 No mixture is promoted unless by force: neither one that is here nor one that is being committed (takeover.ts).
  *  - 18 A hello is judged by the function that the primary uses too (handshake.ts).
  *  - 22 Promoting twice is promoting once.
  */
@@ -29,7 +30,7 @@ import { ProtectionReport } from './protection-report.ts'
 import type { Lineage, ReplicaState } from './replica-state.ts'
 import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './secondary-io.ts'
 import { SecondaryOutbox } from './secondary-outbox.ts'
-import { Takeover } from './takeover.ts'
+import { objectionTo, Takeover } from './takeover.ts'
 
 interface Link {
   readonly number: number
@@ -188,7 +189,7 @@ export class SecondaryMachine {
       case 'remembered':
         return this.#becomeActive()
       case 'remember-failed':
-        return this.#stayPassive(input.reason)
+        return this.#stayPassive(input.reason, '; promote it when it can be remembered')
       case 'held':
         return this.#held(input)
       case 'overflow':
@@ -433,7 +434,7 @@ export class SecondaryMachine {
       this.#out.add({ type: 'promote-refused', request, reason: objection })
       return
     }
-    this.#takeover.ask(request, generation, this.#link?.number)
+    this.#takeover.ask(request, force, generation, this.#link?.number)
     if (this.#link === undefined) this.#discardPending()
     else this.#linkDown('the secondary is being promoted')
     this.#decide()
@@ -466,16 +467,14 @@ export class SecondaryMachine {
   #promoteObjection(): string | undefined {
     if (this.#link !== undefined)
       return `its primary ${this.#link.peer} is connected and alive; stop the primary first, or use force`
-    if (this.#state.generation === null)
-      return 'this side was never copied from a primary, so it holds nothing that is known; use force to serve it as it is'
-    if (!this.#state.consistent)
-      return 'this copy is a mixture: a copy from the primary was broken off; let it finish, or use force to serve it as it is'
-    return undefined
+    return objectionTo(this.#state)
   }
 
-  /** What was begun to be committed before the promote is part of what it finds, or is known not to be. */
+  /** What was begun to be committed before the promote is part of what it finds, or is known not to be: also of a copy. */
   #decide(): void {
     if (this.#commits.length > 0) return
+    const objection = this.#takeover.objectionTo(this.#state)
+    if (objection !== undefined) return this.#stayPassive(objection)
     const state = this.#takeover.decide(this.#state, this.#term)
     if (state !== undefined) this.#out.add({ type: 'remember', state })
   }
@@ -497,10 +496,10 @@ export class SecondaryMachine {
     for (const request of promotions) this.#out.add({ type: 'promoted', request })
   }
 
-  #stayPassive(reason: string): void {
+  #stayPassive(reason: string, remedy = ''): void {
     const { inherited, promotions, deposing } = this.#takeover.forget()
     if (inherited) {
-      this.#reason = `this side could not take over: ${reason}; promote it when it can be remembered`
+      this.#reason = `this side could not take over: ${reason}${remedy}`
       this.#out.event({
         event: 'REPLICATION_ERROR',
         data: { group: this.#settings.group, error: this.#reason },

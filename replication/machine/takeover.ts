@@ -3,11 +3,22 @@
  *
  * Invariants:
  *  - 10 There is one decision at a time, and it stands until it is known whether it was remembered.
+ *  - 17 Unless by force, a mixture is not taken over. A part of a copy may have been under way to be committed when a
+ *       command came: so what counts is what is here once every commit has ended.
  *  - Every command that asked is answered once, by decided() or forget().
  */
 
 import { assert } from '../../core/assert.ts'
 import { forked, type ReplicaState } from './replica-state.ts'
+
+/** @returns why what a side remembers must not be served unless somebody forces it; nothing where it is a state of disks */
+export function objectionTo({ generation, consistent }: ReplicaState): string | undefined {
+  if (generation === null)
+    return 'this side was never copied from a primary, so it holds nothing that is known; use force to serve it as it is'
+  if (!consistent)
+    return 'this copy is a mixture: a copy from the primary was broken off; let it finish, or use force to serve it as it is'
+  return undefined
+}
 
 export class Takeover {
   /** Commands that wait for the commits under way, and then for the decision to be remembered. */
@@ -19,6 +30,8 @@ export class Takeover {
   #nextGeneration: string | undefined
   /** The link that was the current one when a forced promote came. */
   #deposing: number | undefined
+  /** One of the commands takes whatever is here. */
+  #forced = false
 
   /** Whether this side is to take over as soon as it can be decided. */
   get isWanted(): boolean {
@@ -30,8 +43,9 @@ export class Takeover {
   }
 
   /** @param link of the primary, which is told of its fate as soon as that is certain, if it is still there then */
-  ask(request: number, generation: string, link: number | undefined): void {
+  ask(request: number, force: boolean, generation: string, link: number | undefined): void {
     this.#promotions.push(request)
+    this.#forced ||= force
     this.#nextGeneration ??= generation
     this.#deposing = link ?? this.#deposing
   }
@@ -43,6 +57,12 @@ export class Takeover {
 
   disinherit(): void {
     this.#inherits = false
+  }
+
+  /** @returns why nobody who waits for a decision may have this, if somebody does */
+  objectionTo(from: ReplicaState): string | undefined {
+    if (!this.isWanted || this.#decision !== undefined || this.#forced) return undefined
+    return objectionTo(from)
   }
 
   /** @returns what is to be remembered now, if anything */
@@ -89,6 +109,7 @@ export class Takeover {
     this.#decision = undefined
     this.#inherits = false
     this.#deposing = undefined
+    this.#forced = false
     return was
   }
 }

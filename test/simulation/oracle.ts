@@ -180,6 +180,12 @@ export class Oracle implements Observer {
     this.#check(held >= checkpoint, `2: reported ${checkpoint}, the secondary is at ${held}`)
   }
 
+  /** A part of a copy was sent: if it arrives, the secondary is a mixture, which a forced promote serves as it is. */
+  get isCopying(): boolean {
+    const { committed } = this.#there.secondary.group.secondary.machine
+    return [...this.#partials].some((marker) => marker > committed)
+  }
+
   /** The primary has lost what it knew of the secondary. */
   parted(): void {
     this.#paired = false

@@ -252,9 +252,9 @@ class Run {
       if (random.chance(0.5)) network.cut()
       else network.silence()
     }
-    const { consistent, generation } = this.#world.secondary.group.secondary.machine.state
-    if (!consistent || generation === null) return this.#heal()
-    await this.#promote(force)
+    const { mayPromote, mayForce } = this.#toolstack
+    if (!(force ? mayForce : mayPromote)) return this.#heal()
+    if (!(await this.#toolstack.failOver(force))) return this.#heal()
     this.#oracle.forbidden = { side: 'secondary', why: 'it was promoted' }
     if (await scheduler.run(random.whole(0, 300), hasSteppedDown)) return this.#follow()
     this.#toolstack.heal()
@@ -292,31 +292,9 @@ class Run {
     await scheduler.run(random.whole(0, 300))
   }
 
-  async #promote(force: boolean): Promise<void> {
-    const { scheduler, secondary } = this.#world
-    let promoted = await this.#toolstack.promote(force)
-    // Until the silence of a dead primary has been noticed, it is taken for alive.
-    const latestMs = scheduler.nowMs + 3 * TIMEOUT_MS
-    while (!promoted && scheduler.nowMs < latestMs) {
-      // A promote that cannot be recorded is refused.
-      this.#toolstack.healJournal()
-      await scheduler.run(20)
-      promoted = await this.#toolstack.promote(force)
-    }
-    // A link that is not read for want of memory tells nothing of a peer's death; the operator knows of it.
-    const { network, primary } = this.#world
-    const starves = network.isUnread(secondary.life) || !primary.life.alive
-    if (!promoted && starves) promoted = await this.#toolstack.promote(true)
-    expect(promoted, `8, 9: a promote works: ${secondary.group.status().reason}`)
-  }
-
   /** @returns false where the secondary is in the middle of a copy, or was never copied, and refuses for that reason */
   async #promoteIfWhole(): Promise<boolean> {
-    const { consistent, generation } = this.#world.secondary.group.secondary.machine.state
-    if (consistent && generation !== null) {
-      await this.#promote(false)
-      return true
-    }
+    if (this.#toolstack.mayPromote) return this.#toolstack.failOver(false)
     expect(!(await this.#toolstack.promote(false)), '17: a mixture is not promoted')
     return false
   }

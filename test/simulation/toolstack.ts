@@ -7,7 +7,7 @@ import type { VirtualImage } from './image.ts'
 import type { Oracle } from './oracle.ts'
 import type { FaultKind } from './plan.ts'
 import type { Life } from './scheduler.ts'
-import type { Side, World } from './world.ts'
+import { TIMEOUT_MS, type Side, type World } from './world.ts'
 
 /** Commands that come in a hurry, and how much more time passes between those after them. */
 const BURST = 20
@@ -148,6 +148,43 @@ export class Toolstack {
     // At once, or when the journal has it.
     await scheduler.run(10_000, () => promoted !== undefined)
     expect(promoted !== undefined, '21: a promote is answered')
+    return promoted
+  }
+
+  /** Whether the secondary holds a state of its disks. */
+  get mayPromote(): boolean {
+    const { consistent, generation } = this.#world.secondary.group.secondary.machine.state
+    return consistent && generation !== null
+  }
+
+  /**
+   * Whether that is so whatever part of a copy is on its way. Force serves a mixture as it is; no oracle can say what is
+   * in it, so no story uses force on one.
+   */
+  get mayForce(): boolean {
+    return this.mayPromote && !this.#oracle.isCopying
+  }
+
+  /**
+   * Promotes the secondary as operators do: again and again, until it is active.
+   * @returns false where a part of a copy arrived before that: then it has to be refused
+   */
+  async failOver(force: boolean): Promise<boolean> {
+    const { scheduler, secondary, network, primary } = this.#world
+    let promoted = await this.promote(force)
+    // Until the silence of a dead primary has been noticed, it is taken for alive.
+    const latestMs = scheduler.nowMs + 3 * TIMEOUT_MS
+    while (!promoted && this.mayPromote && scheduler.nowMs < latestMs) {
+      // A promote that cannot be recorded is refused.
+      this.healJournal()
+      await scheduler.run(20)
+      promoted = await this.promote(force)
+    }
+    // A link that is not read for want of memory tells nothing of a peer's death; the operator knows of it.
+    const starves = network.isUnread(secondary.life) || !primary.life.alive
+    if (!promoted && starves && this.mayForce) promoted = await this.promote(true)
+    const mayRefuse = !this.mayPromote || (starves && !this.mayForce)
+    expect(promoted || mayRefuse, `8, 9: a promote works: ${secondary.group.status().reason}`)
     return promoted
   }
 

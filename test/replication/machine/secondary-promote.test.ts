@@ -21,6 +21,16 @@ import {
   type Step,
 } from './secondary-stories.ts'
 
+const MIXTURE =
+  'this copy is a mixture: a copy from the primary was broken off; let it finish, or use force to serve it as it is'
+const IS_INCONSISTENT = 'PROTECTION inconsistent: cut'
+/** A whole secondary, whose link was lost while the first part of a copy was being committed. */
+const HALF_COPIED: readonly Step[] = [
+  [hello(1), greeting(1)],
+  [marker(1, 1, true), ['commit 1 as secondary of g1 at 1 in term 1!']],
+  LOST,
+]
+
 const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
   [
     'a promote is refused while the primary lives, unless it is forced',
@@ -93,6 +103,73 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
           'PROTECTION unprotected: active without a secondary',
         ],
       ],
+    ],
+  ],
+  [
+    'a promote that was begun while a part of a copy was being committed finds a mixture',
+    [
+      ...HALF_COPIED,
+      [promote(1), ['discard']],
+      [promote(2), ['discard']],
+      [
+        committed(1),
+        [`#1 not promoted: ${MIXTURE}`, `#2 not promoted: ${MIXTURE}`, IS_INCONSISTENT],
+      ],
+      [hello(2, { checkpoint: 1, announced: 1 }), greeting(2, '1/1')],
+    ],
+  ],
+  [
+    'it finds the whole copy where its end was being committed as well',
+    [
+      ...HALF_COPIED.slice(0, -1),
+      [marker(2), ['commit 2 as secondary of g1 at 2 in term 1']],
+      LOST,
+      [promote(1), ['discard']],
+      [committed(1), [IS_INCONSISTENT]],
+      [
+        committed(2),
+        [
+          'forget-changes',
+          'CHECKPOINT 2',
+          'remember active of g1+p1 at 2 in term 2*',
+          'PROTECTION unprotected: cut',
+        ],
+      ],
+      [REMEMBERED, PROMOTED],
+    ],
+  ],
+  [
+    'and takes the mixture where one of the commands is forced',
+    [
+      ...HALF_COPIED,
+      [promote(1), ['discard']],
+      [promote(2, true), ['discard']],
+      [committed(1), ['remember active of g1+p1 at 1 in term 2*', IS_INCONSISTENT]],
+      [
+        REMEMBERED,
+        [
+          'activate',
+          'ROLE active in term 2',
+          '#1 promoted',
+          '#2 promoted',
+          'PROTECTION unprotected: active without a secondary',
+        ],
+      ],
+    ],
+  ],
+  [
+    'a side whose primary is fenced meanwhile does not take a mixture over',
+    [
+      ...HALF_COPIED,
+      [{ type: 'fenced', fenced: true, generation: 'f1' }, ['discard']],
+      [
+        committed(1),
+        [
+          `ERROR this side could not take over: ${MIXTURE}`,
+          `PROTECTION inconsistent: this side could not take over: ${MIXTURE}`,
+        ],
+      ],
+      [promote(1), [`#1 not promoted: ${MIXTURE}`]],
     ],
   ],
   [
