@@ -139,8 +139,9 @@ export class PrimarySide {
 
   /** @throws Fault where there is no secondary to compare with */
   verify(wish: 'compare' | 'repair' | 'cancel'): void {
-    if (wish === 'cancel') this.#verifier.cancel()
-    else this.#verifier.start(wish === 'repair', this.#rate)
+    if (wish === 'cancel') return this.#verifier.cancel('an operator has canceled it')
+    this.assertStays()
+    this.#verifier.start(wish === 'repair', this.#rate)
   }
 
   /** Bytes of data that the resync of this link has sent. */
@@ -195,9 +196,21 @@ export class PrimarySide {
     return this.machine.ackObjection(ack)
   }
 
+  /** @throws Fault while this side is leaving its role: nothing may come between the last checkpoint and the handover */
+  assertStays(): void {
+    if (!this.#gate.held && this.#gate.ended === undefined) return
+    throw new Fault('NOT_PERMITTED', 'this side is leaving its role', {
+      where: `group ${this.#options.settings.group}`,
+      remedy: 'run it on the primary, once there is one',
+    })
+  }
+
   /** Sends the disks as a whole again, or what of them differs. @throws Fault when that cannot be remembered */
   async copyAgain(comparesFirst: boolean): Promise<void> {
+    this.assertStays()
     for (const { regions, below } of this.#options.disks) await regions.mark(0, below.geometry.size)
+    // The roles may be being exchanged by now.
+    this.assertStays()
     this.#step({ type: 'copy-again', comparesFirst })
   }
 
@@ -230,6 +243,8 @@ export class PrimarySide {
   /** Lets writes wait, and resolves when none is under way. */
   async hold(): Promise<void> {
     this.#gate.hold()
+    // A repair at its end would begin in the middle of the exchange.
+    this.#verifier.cancel('this side is leaving its role')
     for (const disk of this.disks) await disk.quiet()
     await this.forwarding.quiet()
   }
@@ -261,21 +276,6 @@ export class PrimarySide {
     this.forwarding.link?.close(reason.message)
     this.#step({ type: 'link-down', reason: reason.message })
     await this.retire(reason)
-  }
-
-  /** What differs from the last checkpoint, by disk. */
-  changes(): ChangedRange[][] {
-    const { machine } = this
-    return this.disks.map((_, index) => {
-      const ranges: ChangedRange[] = []
-      let from = 0
-      for (;;) {
-        const run = machine.nextDirty(index, from, Number.MAX_SAFE_INTEGER, machine.committed)
-        if (run === undefined) return ranges
-        ranges.push(run)
-        from = run.at + run.length
-      }
-    })
   }
 
   /** Marks as changed just what is, after end(). @throws Fault */

@@ -30,11 +30,13 @@ import type { Hello } from './machine/handshake.ts'
 import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import { PrimarySide } from './primary-side.ts'
 import { ProtectionClock } from './protection-clock.ts'
+import { dirtyRanges } from './regions/dirty-ranges.ts'
 import { RegionMap, type ChangedRange } from './regions/region-map.ts'
 import { ReplicaDisk } from './replica-disk.ts'
 import type { SecondaryDisk } from './secondary-disk.ts'
 import { SecondarySide } from './secondary-side.ts'
 import { CHECKPOINT_TIMEOUT_MS, type GroupSettings } from './settings.ts'
+import { leaveRole } from './switchover.ts'
 import { TrackedImage } from './tracked-image.ts'
 import { Troubles } from './troubles.ts'
 
@@ -221,38 +223,12 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   }
 
   async switchover(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<GroupStatus> {
-    const primary = this.#primary
-    const where = `group ${this.name}`
-    if (primary === undefined)
-      throw new Fault('NOT_PERMITTED', 'only a primary can leave its role to its secondary', {
-        where,
-        remedy: 'run it on the primary',
-      })
-    if (primary.machine.protection !== 'protected')
-      throw new Fault('NOT_PERMITTED', 'there is no secondary that could take over at once', {
-        where,
-        remedy: 'wait until the group is protected',
-      })
-    if (!this.#settings.listens)
-      throw new Fault('NOT_PERMITTED', 'nobody could follow: this side does not listen', {
-        where,
-        remedy: 'give it listen=HOST:PORT, and the other side peer= with the same address',
-      })
-    const { checkpoint } = await this.#lastCheckpoint(primary, timeoutMs)
-    await this.#stepDown('its role goes to the other side', () => primary.handOver(checkpoint))
+    await leaveRole({
+      ...{ group: this.name, primary: this.#primary, listens: this.#settings.listens, timeoutMs },
+      stepDown: (reason, decided) => this.#stepDown(reason, decided),
+    })
     await this.#followed(timeoutMs)
     return this.status()
-  }
-
-  /** The guest's writes wait from before this checkpoint on: nothing is missing in it. */
-  async #lastCheckpoint(primary: PrimarySide, timeoutMs: number): Promise<CheckpointResult> {
-    try {
-      await primary.hold()
-      return await primary.checkpoint(timeoutMs)
-    } catch (error) {
-      primary.unhold()
-      throw error
-    }
   }
 
   /** Resolves when this side is the secondary of a primary. @throws Fault TIMEOUT */
@@ -469,7 +445,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     await this.#secondary.drained()
     for (const { image } of this.#members) await image.flush()
     const state: ReplicaState = { ...primary.machine.state(true), role: 'secondary' }
-    const changed = primary.changes()
+    const changed = primary.disks.map((_, disk) => dirtyRanges(primary.machine, disk))
     await this.#secondary.log.persist(state)
     decided?.()
     if (decided !== undefined) await primary.end(fault)

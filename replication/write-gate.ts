@@ -38,6 +38,11 @@ export class WriteGate {
     return this.#ended
   }
 
+  /** Whether writes are made to wait. */
+  get held(): boolean {
+    return this.#held
+  }
+
   /** Resolves when the present line, which is not remembered yet, is. */
   get remembering(): Promise<void> | undefined {
     return this.#unsaved ? this.#remembered() : undefined

@@ -109,8 +109,8 @@ export class Verifier {
     this.#before = this.#before.then(() => verify.run())
   }
 
-  cancel(): void {
-    this.#verify?.stop('an operator has canceled it')
+  cancel(reason: string): void {
+    this.#verify?.stop(reason)
   }
 
   /** Why there is nothing that could be compared now. */
