@@ -63,6 +63,8 @@ export class PrimaryMachine {
   #reason: string | undefined
   readonly #checkpoints: PrimaryCheckpoints
   readonly #resync: ResyncTerms
+  /** Why the role is to be given up, until the shell has been told. */
+  #stepsDown: string | undefined
   readonly #report: ProtectionReport
   readonly #out: PrimaryOutbox
 
@@ -265,6 +267,9 @@ export class PrimaryMachine {
     this.#take(input)
     const news = this.#report.news(this)
     if (news !== undefined) this.#out.event(news)
+    // Last: what this does is the next step of this machine, and tells of what comes after.
+    if (this.#stepsDown !== undefined) this.#out.add({ type: 'step-down', reason: this.#stepsDown })
+    this.#stepsDown = undefined
     return this.#out.take()
   }
 
@@ -439,7 +444,7 @@ export class PrimaryMachine {
   #depose(reason: string): void {
     if (!this.#used) {
       this.#heals = true
-      this.#out.add({ type: 'step-down', reason })
+      this.#stepsDown = reason
     }
     if (this.#deposed) return
     this.#deposed = true

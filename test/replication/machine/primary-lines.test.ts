@@ -141,18 +141,26 @@ const PROMOTED = 'the other side was promoted, or an operator has chosen its dat
 const DEPOSED = `ERROR deposed: ${PROMOTED}; this copy acknowledges no more writes`
 
 void t.test('a primary that nobody wrote to follows the one that was promoted', (t) => {
-  const machine = newMachine()
-  tell(t, 'called', machine, [
-    [
-      other(),
+  // What stepping down does is told of after everything that led to it.
+  const stories = [
+    ['continue', []],
+    ['freeze', ['PROTECTION connecting']],
+  ] as const
+  for (const [onLinkLoss, news] of stories) {
+    const machine = newMachine({}, { onLinkLoss })
+    tell(t, `called with on-link-loss=${onLinkLoss}`, machine, [
       [
-        `step down: ${PROMOTED}`,
-        DEPOSED,
-        'answer unready in term 1: the other side is becoming a secondary',
+        other(),
+        [
+          DEPOSED,
+          'answer unready in term 1: the other side is becoming a secondary',
+          ...news,
+          `step down: ${PROMOTED}`,
+        ],
       ],
-    ],
-  ])
-  t.match(machine.writeObjection, /deposed/)
+    ])
+    t.match(machine.writeObjection, /deposed/)
+  }
   t.end()
 })
 
