@@ -24,6 +24,9 @@ export interface Conduct {
   zeroes: boolean
 }
 
+/** A tag that nobody writes, and that no sector has in the beginning: what is corrupted is not what it was. */
+const CORRUPT = -2
+
 interface Write {
   readonly at: number
   readonly length: number
@@ -167,11 +170,11 @@ export class VirtualImage implements BlockDevice {
   }
 
   /** What is in a sector changes by itself, and nobody is told. */
-  corrupt(sector: number, tag: number): void {
-    const bytes = sectorsOf(tag, 1)
+  corrupt(sector: number): void {
+    const bytes = sectorsOf(CORRUPT, 1)
     bytes.copy(this.bytes, sector * SECTOR)
     bytes.copy(this.#flushed, sector * SECTOR)
-    this.completed[sector] = tag
+    this.completed[sector] = CORRUPT
   }
 
   #change(write: Write): MaybePromise<void> {

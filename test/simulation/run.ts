@@ -164,7 +164,7 @@ class Run {
     const image = secondary.images[disk]!
     const sector = random.whole(0, image.sectors - 1)
     this.#oracle.corrupted = true
-    image.corrupt(sector, 7)
+    image.corrupt(sector)
     const { state, ranges, differentBytes } = await this.#toolstack.verify('repair')
     expect.equal(state, 'different', 'a sector that differs is found')
     const [found] = ranges
