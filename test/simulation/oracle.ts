@@ -135,6 +135,9 @@ export class Oracle implements Observer {
     const { group, registers } = side
     const { checkpoint } = group.status()
     this.#paired &&= this.#plan.durability === 'journal' && (isServed(side) || this.#isFresh(side))
+    // The last checkpoint of a copy may have survived the power failure before anybody was told of it: then the copy is whole.
+    this.#paired ||=
+      this.#plan.durability === 'journal' && isWhole(side) && this.#sent.has(checkpoint)
     if (!this.#paired) return
     this.#check(checkpoint >= this.#done, `2: recovered ${checkpoint}, done was ${this.#done}`)
     const snapshot = this.#snapshots.get(checkpoint)
@@ -196,6 +199,7 @@ export class Oracle implements Observer {
   exchanged(): void {
     this.#promoted = false
     this.#paired = false
+    this.#sent.clear()
     this.forbidden = undefined
   }
 
@@ -355,4 +359,10 @@ export function isProtected({ group }: Side): boolean {
 function isServed({ group }: Side): boolean {
   const { consistent, generation } = group.secondary.machine.state
   return group.primary !== undefined || (consistent && generation !== null)
+}
+
+/** Whether it is a secondary that remembers a whole copy. */
+function isWhole({ group }: Side): boolean {
+  const { consistent, generation } = group.secondary.machine.state
+  return group.primary === undefined && consistent && generation !== null
 }
