@@ -28,11 +28,13 @@ export class OwnChanges {
   /** Every disk is what a primary sent. */
   forget(): void {
     this.#known = undefined
-    for (const regions of this.#regions)
-      void regions.clear().catch((error: unknown) => {
+    void Promise.all(this.#regions.map((regions) => regions.clear())).then(
+      () => this.#troubles.over('regions'),
+      (error: unknown) => {
         // They say too much then, which costs the next copy time and nothing else.
         const { message } = asFault(error, 'IO', 'cannot write the map of changed regions')
         this.#troubles.report('regions', message)
-      })
+      },
+    )
   }
 }

@@ -1,0 +1,44 @@
+/** What is wrong with the maps of a secondary's own changes is over when they can be written again. */
+
+import t from 'tap'
+
+import { Fault } from '../../../core/fault.ts'
+import { SILENT } from '../../../core/logger.ts'
+import { KiB, MiB } from '../../../core/units.ts'
+import { NODE_TIMERS } from '../../../replication/node-timers.ts'
+import { OwnChanges } from '../../../replication/regions/own-changes.ts'
+import { RegionMap } from '../../../replication/regions/region-map.ts'
+import { memoryRegions } from '../../../replication/regions/region-store.ts'
+import { Troubles } from '../../../replication/troubles.ts'
+
+const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+
+void t.test('a map that cannot be written is told until every one can', async (t) => {
+  const troubles = new Troubles('vm', {
+    logger: SILENT,
+    newId: () => 'id',
+    timers: NODE_TIMERS,
+    nowMs: () => 0,
+    onEvent: () => undefined,
+    hasSegments: () => Promise.resolve(false),
+    fence: () => Promise.resolve({ fenced: false, detail: '' }),
+    openSegments: () => Promise.reject(new Error('there is no journal')),
+    openRegions: () => Promise.reject(new Error('there are no maps')),
+  })
+  const store = memoryRegions(MiB, 64 * KiB)
+  const dead = { ...store, save: store.save }
+  const maps = [dead, store].map((each) => new RegionMap(each, MiB))
+  for (const map of maps) await map.mark(0, MiB)
+  const changes = new OwnChanges(maps, troubles)
+  dead.save = () => Promise.reject(new Fault('IO', 'the map is on a dead disk'))
+  changes.forget()
+  await settled()
+  t.match(troubles.first, /the map is on a dead disk/, 'also where another map can be written')
+  changes.forget()
+  await settled()
+  t.match(troubles.first, /the map is on a dead disk/, 'for as long as it cannot')
+  dead.save = store.save
+  changes.forget()
+  await settled()
+  t.equal(troubles.first, null)
+})
