@@ -119,19 +119,25 @@ export interface GroupState {
 
 /** The state of the only group. */
 export async function groupState(qmp: QmpClient): Promise<GroupState> {
-  return stateOf(qmp, 'test')
+  const [group] = await groupStates(qmp)
+  if (group === undefined) throw new Error('the server has no group')
+  return group
 }
 
 export async function stateOf(qmp: QmpClient, name: string): Promise<GroupState> {
-  const { groups } = (await qmp.execute('replication-status')) as { groups: GroupState[] }
-  const found = groups.find(({ group }) => group === name)
+  const found = (await groupStates(qmp)).find(({ group }) => group === name)
   if (found === undefined) throw new Error(`the server has no group ${name}`)
   return found
 }
 
-/** Resolves when the group's protection is `wanted`, now or by an event. */
-export function protection(qmp: QmpClient, wanted: string): Promise<void> {
-  return protectionOf(qmp, 'test', wanted)
+async function groupStates(qmp: QmpClient): Promise<readonly GroupState[]> {
+  const { groups } = (await qmp.execute('replication-status')) as { groups: GroupState[] }
+  return groups
+}
+
+/** Resolves when the only group's protection is `wanted`, now or by an event. */
+export async function protection(qmp: QmpClient, wanted: string): Promise<void> {
+  await until(qmp, async () => (await groupState(qmp)).protection === wanted)
 }
 
 export async function protectionOf(qmp: QmpClient, group: string, wanted: string): Promise<void> {
