@@ -44,8 +44,9 @@ export class AckWatch {
     if (last === undefined) return `${type}(${position}) of ${this.#frames.length} frames`
     if (type === 'received') return undefined
     const record = encodeFrame(last)
-    const durable = [...journal.files.values()].some((file) =>
-      file.durable.some((bytes) => bytes.includes(record)),
+    // What is said of a frame may be said when its epoch is in the images already, and its segment gone.
+    const durable = [...journal.files.values(), journal.removed].some((file) =>
+      file?.durable.some((bytes) => bytes.includes(record)),
     )
     return durable ? undefined : `stored(${position}) before the journal has it`
   }

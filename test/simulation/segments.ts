@@ -34,6 +34,8 @@ interface World {
 
 export class JournalDisk {
   readonly files = new Map<number, File>()
+  /** The segment that was removed last: what was durable in it has reached the images since. */
+  removed: File | undefined
   readonly conduct: JournalConduct = { failures: 0, slowestMs: 1 }
   /** Whether any request was ever made to fail. */
   hasFailed = false
@@ -67,6 +69,7 @@ export class JournalDisk {
         }),
       remove: (number) =>
         perform('remove', () => {
+          this.removed = this.files.get(number) ?? this.removed
           this.files.delete(number)
         }),
       close: () => Promise.resolve(),
