@@ -14,7 +14,7 @@ for argument in "$@"; do
 done
 # The checks before a commit look at few power failures and simulated runs, this at many.
 export POWER_FAILURES="${POWER_FAILURES:-12}"
-export SIMULATION_SECONDS="${SIMULATION_SECONDS:-75}"
+export SIMULATION_SECONDS="${SIMULATION_SECONDS:-15}"
 export CRASH_EPOCHS="${CRASH_EPOCHS:-4}" CRASH_WRITES="${CRASH_WRITES:-2}"
 # Each step of a process test has a deadline of its own; the limit for a whole file leaves room for a slow machine.
 exec npx tap --timeout=3000 "${files[@]}" "$@"
