@@ -138,6 +138,8 @@ async function recover(t: Test, hosts: Hosts): Promise<Hosts> {
     both.push(host.server.child.ended ? await restartHost(t, host) : host)
   const [one, other] = both as [ReplicaHost, ReplicaHost]
   for (;;) {
+    // Counted first: what happens between question and wait is not missed.
+    const seen = [one.qmp.events.length, other.qmp.events.length] as const
     const [first, second] = [await groupState(one.qmp), await groupState(other.qmp)]
     if (first.protection === 'protected' && second.protection === 'protected')
       return first.role === 'secondary'
@@ -150,10 +152,7 @@ async function recover(t: Test, hosts: Hosts): Promise<Hosts> {
       first.protection !== 'protected'
     )
       await one.qmp.execute('replication-promote').catch(() => undefined)
-    await Promise.race([
-      one.qmp.eventAfter(one.qmp.events.length),
-      other.qmp.eventAfter(other.qmp.events.length),
-    ])
+    await Promise.race([one.qmp.eventAfter(seen[0]), other.qmp.eventAfter(seen[1])])
   }
 }
 
