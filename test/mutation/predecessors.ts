@@ -68,6 +68,15 @@ const BLKTAP2: readonly Mutant[] = [
   },
   {
     of: 'blktap2',
+    defect: 'gets more than 4 KiB in one request, which it refuses without draining it',
+    file: 'replication/blktap2/request-queue.ts',
+    from: 'Math.min(MOST_SENT, total - this.#done)',
+    to: 'Math.min(2 * MOST_SENT, total - this.#done)',
+    test: 'test/replication/blktap2/request-queue.test.ts',
+    caughtBy: 'an old secondary ends with the bytes of the primary, whatever the buffers are',
+  },
+  {
+    of: 'blktap2',
     defect: 'ends the process when a flush of an epoch fails',
     file: 'ramdisk/flusher.ts',
     from: 'if (error instanceof AssertionFailure) throw error\n      const where = `${piece.length} bytes at ${piece.at}`',
@@ -127,6 +136,15 @@ const BLKTAP2: readonly Mutant[] = [
     to: 'if (bracketed) return',
     test: 'test/core/address.test.ts',
     caughtBy: 'addresses are read as people write them',
+  },
+  {
+    of: 'blktap2',
+    defect: 'has one driver state for a whole process',
+    file: 'drivers/replication-registry.ts',
+    from: 'const terms = termsOf(stage, mode)',
+    to: "const all = termsOf(stage, mode)\n    const terms = { ...all, settings: { ...all.settings, group: 'one' } }",
+    test: 'test/drivers/replication-registry.test.ts',
+    caughtBy: 'each group of a process has a state of its own',
   },
 ]
 

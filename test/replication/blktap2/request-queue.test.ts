@@ -53,7 +53,7 @@ void t.test(
             queue.taken()
           }
           t.equal(handed, frames.length + 1)
-          t.same(secondary.complaints, [])
+          t.same(secondary.complaints.slice(0, 3), [])
           t.ok(secondary.disk.equals(disk))
           t.ok(secondary.sizes.every((size) => size <= MOST_SENT))
           t.equal(secondary.commits, 1 + frames.filter(({ type }) => type === 'checkpoint').length)
