@@ -130,6 +130,17 @@ export class DiskLayers {
     this.#pending.zero(at, length, punch)
   }
 
+  /**
+   * What was received goes to the image before its epoch is whole: for a recovery, whose epochs are committed, in which
+   * nobody is served, and which begins anew when it is broken off.
+   */
+  flushReceived(): void {
+    this.#expect('following')
+    const part = this.#pending
+    this.#pending = this.#newEpoch()
+    this.#commit(part, undefined)
+  }
+
   /** A marker: the received epoch is whole, and waits for its commit. */
   cut(): void {
     this.#expect('following')

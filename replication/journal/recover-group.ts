@@ -101,6 +101,15 @@ function checkIdentity(ours: JournalIdentity, theirs: JournalIdentity, store: Se
   })
 }
 
+/**
+ * Has the images take what the memory holds: also of an epoch that goes on, which may be larger than the memory. Its rest
+ * follows before anybody is served, and the journal has all of it until then.
+ */
+async function makeRoom(disks: readonly RecoveredDisk[]): Promise<void> {
+  for (const { layers } of disks) layers.flushReceived()
+  await Promise.all(disks.map(({ layers }) => layers.idle()))
+}
+
 async function replayInto(
   { disks, memory }: RecoverOptions,
   { epochs, header }: Recovered,
@@ -114,13 +123,7 @@ async function replayInto(
       if (record.type !== 'write' && record.type !== 'zero') return
       // The image has it, and perhaps what an active guest wrote later.
       if (checkpoint <= (header.flushed[record.disk] ?? 0)) return
-      if (!memory.canHold(record.payload.length))
-        await Promise.all(disks.map(({ layers }) => layers.idle()))
-      if (!memory.canHold(record.payload.length))
-        throw new Fault('NO_MEMORY', 'an epoch of the journal is larger than the memory', {
-          where: store.place,
-          remedy: 'give the group a larger memory=',
-        })
+      if (!memory.canHold(record.payload.length)) await makeRoom(disks)
       const layers = layersOf[record.disk]
       if (record.type === 'write') layers?.receiveWrite(record.payload, record.position)
       else layers?.receiveZero(record.position, record.extent, (record.flags & PUNCH) !== 0)
