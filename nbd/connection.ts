@@ -30,6 +30,7 @@ import {
   type Receiver,
   type TransportMode,
 } from './transport.ts'
+import type { Wakefulness } from './wakefulness.ts'
 
 export interface ConnectionOptions {
   readonly exports: ExportTable
@@ -41,6 +42,7 @@ export interface ConnectionOptions {
   /** How long a client may take to close its side after the server closed its own. */
   readonly lingerMs: number
   readonly transport: TransportMode
+  readonly wakefulness: Wakefulness
   /** Of the listener that accepted it; undefined where there is no TLS. */
   readonly security: ListenerSecurity | undefined
   readonly onClosed: (connection: Connection) => void
@@ -249,7 +251,7 @@ export class Connection implements Receiver {
   }
 
   #transmit({ chosen, format, contexts }: Agreement): void {
-    const { share, window, logger } = this.#options
+    const { share, window, logger, wakefulness } = this.#options
     clearTimeout(this.#deadline)
     this.#chosen = chosen
     this.#phase = 'transmission'
@@ -260,6 +262,7 @@ export class Connection implements Receiver {
       share,
       window,
       logger,
+      wakefulness,
       claim: this.claim,
       socket: this.#identity === undefined ? this.#socket : new PacedSocket(this.#socket),
       onProgress: this.#onProgress,

@@ -25,6 +25,7 @@ import { MemoryShare } from './memory-share.ts'
 import { NEGOTIATION_LIMITS, type NegotiationLimits } from './negotiation.ts'
 import type { Window } from './transmission.ts'
 import type { TransportMode } from './transport.ts'
+import { Wakefulness } from './wakefulness.ts'
 
 export interface ServerLimits {
   /** Sockets served at a time. */
@@ -84,6 +85,7 @@ export class NbdServer {
       exports,
       logger,
       transport,
+      wakefulness: new Wakefulness(),
       share: this.#share,
       window: this.#limits.window,
       negotiation: this.#limits.negotiation,

@@ -41,6 +41,7 @@ import type { ReplyFormat } from './reply-format.ts'
 import { ReplyQueue, type ReplyQueueOwner, type ReplySocket } from './reply-queue.ts'
 import { objectionTo, requestFlags, type Objection, type Terms } from './request-check.ts'
 import { SparseReader, chunksOf } from './sparse-read.ts'
+import type { Wakefulness } from './wakefulness.ts'
 
 export interface Window {
   readonly requests: number
@@ -57,6 +58,7 @@ export interface TransmissionOptions {
   readonly window: Window
   readonly socket: ReplySocket
   readonly logger: Logger
+  readonly wakefulness: Wakefulness
   /** Something has finished: a request that had to wait may be admitted now, a closing connection may be done. */
   readonly onProgress: () => void
 }
@@ -206,7 +208,9 @@ export class Transmission implements RequestSink, ReplyQueueOwner {
   drained(count: number, slots: readonly PoolSlot[]): void {
     for (const slot of slots) this.#release(slot)
     if (count > 0) this.steps += 1
-    if (!this.#closed) this.#options.onProgress()
+    if (this.#closed) return
+    if (count === 1 && this.quiet) this.#options.wakefulness.answered()
+    this.#options.onProgress()
   }
 
   /** While the export is paused a request waits in the socket, where it takes no memory of the server's. */

@@ -5,6 +5,7 @@
 
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 
+import { AdaptivePolling } from '../../core/adaptive-polling.ts'
 import { assert } from '../../core/assert.ts'
 import { ImageIo, type ImageDescription } from './image-io.ts'
 import { errno, loadNative } from './native.ts'
@@ -39,22 +40,42 @@ const shared = new Map<number, SharedArrayBuffer>()
 const EXTENT_LIMIT = 4096
 /** Completions of quick requests announced together: fewer wake-ups of the main thread, little delay. */
 const BATCH = 8
+/** Milliseconds to look for the next request: what a client takes from the answer to a request to the next one. */
+const LOOKING_MS = 0.1
+const polling = new AdaptivePolling()
 let found: Float64Array | undefined
 let mailRead = -1
 
 do {
   let silent = 0
+  let served = 0
+  let length = 0
   for (let slot = requests.take(); slot >= 0; slot = requests.take()) {
     if (native === undefined) readMail()
     const operation = requests.operation(slot)
     // What is done is not kept back while something slow runs; quick writes are reported together.
     if (silent >= BATCH || (silent > 0 && !isQuick(operation))) silent = ringDoorbell()
-    const result = perform(slot, operation, requests.at(slot), requests.length(slot))
+    length = requests.length(slot)
+    const result = perform(slot, operation, requests.at(slot), length)
     requests.complete(slot, result, image.stoppedAt)
     silent += 1
+    served += 1
   }
   if (silent > 0) ringDoorbell()
+  // Where requests come one by one, the next comes soon or late; with more of them there is little sleep to save.
+  if (served === 1 && length <= ring.BRIEF && polling.tries()) lookOut()
 } while (requests.sleep())
+
+/** Looks for another request for a moment: what finds this thread awake need not wake it. */
+function lookOut(): void {
+  const end = performance.now() + LOOKING_MS
+  while (!requests.hasSubmitted) {
+    if (performance.now() < end) continue
+    polling.failed()
+    return
+  }
+  polling.paidOff()
+}
 
 /** Returns the number of completions that are then unannounced. */
 function ringDoorbell(): 0 {

@@ -5,17 +5,19 @@
  *  - Every accepted request settles exactly once, and its memory is kept alive until then.
  *  - Threads are woken at most once per turn of the event loop, and only as many as can help: one for requests that
  *    the page cache absorbs, one more for each that may wait for the disk, so that the first never queue behind those.
+ *  - While the doorbell is silent nothing is under way, or this side looks for completions in the same turn.
  *  - The process stays alive while requests are with the threads, and not because of idle threads.
  */
 
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 
+import { AdaptivePolling } from '../../core/adaptive-polling.ts'
 import { assert } from '../../core/assert.ts'
 import type { ImageDescription } from './image-io.ts'
 import type { MemoryNotice, ThreadStart } from './io-thread.ts'
 import type { Native } from './native.ts'
-import { Ring, SLOTS, THREAD_LOST, WRITE, type Operation } from './ring.ts'
+import { BRIEF, Ring, SLOTS, THREAD_LOST, WRITE, type Operation } from './ring.ts'
 import { SharedMemory } from './shared-memory.ts'
 
 /** A request for the threads. `settle` is called on the main thread with the result as ring.ts defines it. */
@@ -30,6 +32,9 @@ export interface IoRequest {
   settle(result: number, stoppedAt: number): void
 }
 
+/** Milliseconds to look for the completion of the only request: what waking a thread and the page cache take, twice. */
+const LOOKING_MS = 0.1
+
 export class IoThreads {
   readonly #ring = new Ring()
   readonly #image: ImageDescription
@@ -43,6 +48,10 @@ export class IoThreads {
   readonly #shared: SharedMemory
   #slow = 0
   #wakeQueued = false
+  readonly #polling = new AdaptivePolling()
+  #silenced = false
+  /** Bytes of the request that was submitted last. */
+  #lastLength = 0
   #lost = false
   #closing = false
 
@@ -89,6 +98,7 @@ export class IoThreads {
   #start(slot: number, request: IoRequest): void {
     if (this.#free.length === SLOTS - 1) this.#workers[0]?.ref()
     this.#inFlight[slot] = request
+    this.#lastLength = request.length
     if (request.slow) this.#slow += 1
     this.#ring.fill(slot, request.operation, request.at, request.length, request.flags)
     if (request.bytes !== undefined) this.#pointAt(slot, request.bytes, request.operation === WRITE)
@@ -116,6 +126,28 @@ export class IoThreads {
     const missing = wanted - active
     if (missing > 0 && idle > 0) this.#ring.wake(missing)
     if (missing > idle) this.#grow()
+    else if (inFlight === 1 && this.#isBrief && this.#polling.tries()) this.#lookOut()
+    if (this.#silenced && this.#free.length < SLOTS) this.#collect()
+  }
+
+  /** Whether the only request under way is done in no time, if nothing is in its way. */
+  get #isBrief(): boolean {
+    return this.#slow === 0 && this.#lastLength <= BRIEF
+  }
+
+  /** Waits a moment for the only request, without sleep and without the doorbell's way through the event loop. */
+  #lookOut(): void {
+    if (!this.#silenced) this.#ring.silenceDoorbell()
+    this.#silenced = true
+    const end = performance.now() + LOOKING_MS
+    while (!this.#ring.hasCompleted) {
+      if (performance.now() < end) continue
+      this.#polling.failed()
+      return
+    }
+    this.#polling.paidOff()
+    // The doorbell stays silent: nothing is under way that could ring it.
+    this.#takeCompleted()
   }
 
   #grow(): void {
@@ -141,9 +173,14 @@ export class IoThreads {
     this.#workers.push(worker)
   }
 
-  /** Takes the completed requests: the doorbell's handler. */
+  /** The doorbell's handler. */
   readonly #collect = (): void => {
     this.#ring.answerDoorbell()
+    this.#silenced = false
+    this.#takeCompleted()
+  }
+
+  #takeCompleted(): void {
     for (let slot = this.#ring.nextCompleted(); slot >= 0; slot = this.#ring.nextCompleted()) {
       const request = this.#inFlight[slot]
       assert(request !== undefined, 'a completed request was in flight')

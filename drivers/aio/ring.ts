@@ -9,13 +9,18 @@
  *  - A thread that sleeps has counted itself idle before it looked at the queue for the last time, and the main
  *    thread publishes a request before it looks at that count: no request is left behind sleeping threads.
  *  - A thread that has published completions asks mustRing() before it sleeps or does what may take long; after that,
- *    the doorbell was rung or a ring that the main thread has not answered is still on its way.
+ *    the doorbell was rung, a ring that the main thread has not answered is still on its way, or the main thread has
+ *    silenced the doorbell, and looks by itself until it answers.
  */
 
 import { assert } from '../../core/assert.ts'
+import { KiB } from '../../core/units.ts'
 
 /** Requests with the threads at a time; more wait on the main thread. */
 export const SLOTS = 256
+
+/** A longer transfer, in bytes, takes so long that waking somebody for it makes no difference. */
+export const BRIEF = 32 * KiB
 
 /** What a thread can be asked for. */
 export const READ = 0
@@ -39,7 +44,7 @@ const TAKEN = 1 // requests ever taken by a thread
 const IDLE = 2 // threads asleep, or about to be
 const WAKE = 3 // changes with every wake-up; threads sleep on it
 const COMPLETED = 4 // completions ever begun
-const RUNG = 5 // 1 while a ring of the doorbell is on its way
+const RUNG = 5 // 1 while a ring of the doorbell is on its way, or none is wanted
 const STOP = 6
 const MAIL = 7 // messages ever posted to the threads' ports
 const HEADER = 8
@@ -120,6 +125,15 @@ export class Ring {
     Atomics.store(this.#header, RUNG, 0)
   }
 
+  /** Has no thread ring until the doorbell is answered: the caller looks for completions by itself until then. */
+  silenceDoorbell(): void {
+    Atomics.store(this.#header, RUNG, 1)
+  }
+
+  get hasCompleted(): boolean {
+    return Atomics.load(this.#completions, this.#seen & (SLOTS - 1)) !== 0
+  }
+
   /** The next completed slot, or -1. */
   nextCompleted(): number {
     const index = this.#seen & (SLOTS - 1)
@@ -142,6 +156,10 @@ export class Ring {
 
   // A thread's side.
 
+  get hasSubmitted(): boolean {
+    return Atomics.load(this.#header, TAKEN) !== Atomics.load(this.#header, SUBMITTED)
+  }
+
   /** The next request's slot, or -1. */
   take(): number {
     for (;;) {
@@ -157,7 +175,7 @@ export class Ring {
   sleep(): boolean {
     const wakeups = Atomics.load(this.#header, WAKE)
     Atomics.add(this.#header, IDLE, 1)
-    const empty = Atomics.load(this.#header, TAKEN) === Atomics.load(this.#header, SUBMITTED)
+    const empty = !this.hasSubmitted
     const stopping = Atomics.load(this.#header, STOP) === 1
     if (empty && !stopping) Atomics.wait(this.#header, WAKE, wakeups)
     Atomics.sub(this.#header, IDLE, 1)

@@ -43,6 +43,25 @@ void t.test('the doorbell is rung once until it is answered', (t) => {
   t.end()
 })
 
+void t.test('a silent doorbell is not rung until it is answered, and completions show', (t) => {
+  const here = new Ring()
+  const there = new Ring(here.memory)
+  here.silenceDoorbell()
+  for (const slot of [4, 2]) {
+    here.fill(slot, WRITE, 0, 1, 0)
+    here.submit(slot)
+    t.equal(here.hasCompleted, false)
+    there.complete(there.take(), 0, 0)
+    t.equal(there.mustRing(), false)
+    t.equal(here.hasCompleted, true)
+    t.equal(here.nextCompleted(), slot)
+  }
+  t.equal(here.hasCompleted, false)
+  here.answerDoorbell()
+  t.equal(there.mustRing(), true)
+  t.end()
+})
+
 void t.test('a full table goes round many times, in order, completed out of order', (t) => {
   const here = new Ring()
   const there = new Ring(here.memory)
