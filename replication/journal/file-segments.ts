@@ -2,60 +2,80 @@
  * Journal segments as files of a folder that one process uses at a time.
  *
  * Invariants:
- *  - sync() covers the file's name, too.
+ *  - sync() covers the file's name, too, and every folder on the way to it that was made for it.
  *  - The folder is held by a socket in it, which a crash releases and a second process finds alive.
  */
 
-import { mkdir, open, readdir, rm, type FileHandle } from 'node:fs/promises'
-import { createServer, type Server } from 'node:net'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 
 import { asFault, type Fault } from '../../core/fault.ts'
-import { listenPrivately, type PrivateSocket } from '../../net/private-socket.ts'
+import { listenPrivately } from '../../net/private-socket.ts'
+import {
+  isFull,
+  makeLastingFolder,
+  NODE_FILES,
+  type StateFile,
+  type StateFiles,
+} from '../state-files.ts'
 import type { SegmentFile, SegmentStore } from './segments.ts'
 
 const NAME = /^journal-(\d{8,})\.seg$/
 
+/** Takes the exclusive use of a folder; who has it gives it back by the function. @throws Fault IN_USE */
+export type FolderLock = (folder: string) => Promise<() => Promise<void>>
+
 /** Opens the folder, making it where it is missing. @throws Fault IN_USE when another process has it, IO otherwise */
-export async function openFileSegments(folder: string): Promise<SegmentStore> {
+export async function openFileSegments(
+  folder: string,
+  files: StateFiles = NODE_FILES,
+  lock: FolderLock = lockBySocket,
+): Promise<SegmentStore> {
   try {
-    await mkdir(folder, { recursive: true, mode: 0o700 })
+    await makeLastingFolder(files, folder)
   } catch (error) {
     throw asFault(error, 'IO', 'cannot make the folder for the journal', {
       where: folder,
       remedy: 'choose one that you may write to with --state-dir',
     })
   }
-  const server = createServer((socket) => socket.destroy())
-  const lock = await listenPrivately(server, join(folder, 'lock'), 'lock of the journal')
-  server.unref()
-  return new FileSegments(folder, server, lock)
+  return new FileSegments(folder, files, await lock(folder))
 }
 
 /** Whether a journal is there; nothing is made where none is. */
-export async function hasFileSegments(folder: string): Promise<boolean> {
+export async function hasFileSegments(folder: string, files = NODE_FILES): Promise<boolean> {
   try {
-    return (await readdir(folder)).some((name) => NAME.test(name))
+    return (await files.list(folder)).some((name) => NAME.test(name))
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
     throw journalFault(error, 'read', folder)
   }
 }
 
+async function lockBySocket(folder: string): Promise<() => Promise<void>> {
+  const server = createServer((socket) => socket.destroy())
+  const socket = await listenPrivately(server, join(folder, 'lock'), 'lock of the journal')
+  server.unref()
+  return async () => {
+    await socket.unlink()
+    await new Promise<void>((resolve) => server.close(() => resolve()))
+  }
+}
+
 class FileSegments implements SegmentStore {
   readonly place: string
-  readonly #server: Server
-  readonly #lock: PrivateSocket
+  readonly #files: StateFiles
+  readonly #unlock: () => Promise<void>
 
-  constructor(place: string, server: Server, lock: PrivateSocket) {
+  constructor(place: string, files: StateFiles, unlock: () => Promise<void>) {
     this.place = place
-    this.#server = server
-    this.#lock = lock
+    this.#files = files
+    this.#unlock = unlock
   }
 
   list(): Promise<number[]> {
     return this.#attempt('read', async () => {
-      const names = await readdir(this.place)
+      const names = await this.#files.list(this.place)
       return names
         .flatMap((name) => NAME.exec(name)?.[1] ?? [])
         .map(Number)
@@ -65,49 +85,37 @@ class FileSegments implements SegmentStore {
 
   create(number: number): Promise<SegmentFile> {
     return this.#attempt('write', async () => {
-      const handle = await open(this.#path(number), 'w', 0o600)
-      return new File(handle, this)
+      const file = await this.#files.open(this.#path(number), 'new')
+      return new Segment(file, this)
     })
   }
 
   read(number: number, at: number, into: Buffer): Promise<number> {
     return this.#attempt('read', async () => {
-      const handle = await open(this.#path(number), 'r')
+      const file = await this.#files.open(this.#path(number), 'read')
       try {
-        let done = 0
-        while (done < into.length) {
-          const { bytesRead } = await handle.read(into, done, into.length - done, at + done)
-          if (bytesRead === 0) break
-          done += bytesRead
-        }
-        return done
+        return await file.read(into, at)
       } finally {
-        await handle.close()
+        await file.close()
       }
     })
   }
 
   remove(number: number): Promise<void> {
     return this.#attempt('remove', async () => {
-      await rm(this.#path(number), { force: true })
+      await this.#files.remove(this.#path(number))
       // In order: a crash must not bring an older one back alone.
       await this.syncNames()
     })
   }
 
-  async close(): Promise<void> {
-    await this.#lock.unlink()
-    await new Promise<void>((resolve) => this.#server.close(() => resolve()))
+  close(): Promise<void> {
+    return this.#unlock()
   }
 
   /** Makes the names in the folder durable. */
-  async syncNames(): Promise<void> {
-    const handle = await open(this.place, 'r')
-    try {
-      await handle.sync()
-    } finally {
-      await handle.close()
-    }
+  syncNames(): Promise<void> {
+    return this.#files.syncNames(this.place)
   }
 
   #path(number: number): string {
@@ -123,30 +131,21 @@ class FileSegments implements SegmentStore {
   }
 }
 
-class File implements SegmentFile {
-  readonly #handle: FileHandle
+class Segment implements SegmentFile {
+  readonly #file: StateFile
   readonly #store: FileSegments
   #named = false
   #length = 0
 
-  constructor(handle: FileHandle, store: FileSegments) {
-    this.#handle = handle
+  constructor(file: StateFile, store: FileSegments) {
+    this.#file = file
     this.#store = store
   }
 
   async append(chunks: readonly Buffer[]): Promise<void> {
     try {
       for (const chunk of chunks) {
-        let done = 0
-        while (done < chunk.length) {
-          const { bytesWritten } = await this.#handle.write(
-            chunk,
-            done,
-            chunk.length - done,
-            this.#length + done,
-          )
-          done += bytesWritten
-        }
+        await this.#file.write(chunk, this.#length)
         this.#length += chunk.length
       }
     } catch (error) {
@@ -156,7 +155,7 @@ class File implements SegmentFile {
 
   async sync(): Promise<void> {
     try {
-      await this.#handle.datasync()
+      await this.#file.sync()
       if (!this.#named) await this.#store.syncNames()
       this.#named = true
     } catch (error) {
@@ -166,7 +165,7 @@ class File implements SegmentFile {
 
   async close(): Promise<void> {
     try {
-      await this.#handle.close()
+      await this.#file.close()
     } catch (error) {
       throw journalFault(error, 'close', this.#store.place)
     }
@@ -174,6 +173,5 @@ class File implements SegmentFile {
 }
 
 function journalFault(error: unknown, verb: string, where: string): Fault {
-  const full = ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '')
-  return asFault(error, full ? 'NO_SPACE' : 'IO', `cannot ${verb} the journal`, { where })
+  return asFault(error, isFull(error) ? 'NO_SPACE' : 'IO', `cannot ${verb} the journal`, { where })
 }

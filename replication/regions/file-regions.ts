@@ -4,12 +4,12 @@
  * Invariant: the file is whole and durable before it gets its name, so that a crash leaves none or a good one.
  */
 
-import { open, rename, type FileHandle } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 
 import { crc32 } from '../../core/crc32.ts'
 import { asFault, type Fault } from '../../core/fault.ts'
 import { SECTOR } from '../../core/units.ts'
+import { isFull, NODE_FILES, type StateFile, type StateFiles } from '../state-files.ts'
 import { bitmapBytes, type RegionStore } from './region-store.ts'
 
 /** Sectors of the header: its text and a checksum. */
@@ -23,17 +23,18 @@ export async function openFileRegions(
   diskSize: number,
   regionBytes: number,
   fresh: boolean,
+  files: StateFiles = NODE_FILES,
 ): Promise<RegionStore> {
   const path = join(folder, `changed-${encodeURIComponent(disk)}.map`)
   const header = headerOf(disk, diskSize, regionBytes)
   const length = bitmapBytes(diskSize, regionBytes)
   try {
-    let bitmap = fresh ? null : await read(path, header, length)
+    let bitmap = fresh ? null : await read(files, path, header, length)
     if (bitmap === null) {
       bitmap = Buffer.alloc(length, fresh ? 0x00 : 0xff)
-      await make(path, header, bitmap)
+      await make(files, path, header, bitmap)
     }
-    return new FileRegions(await open(path, 'r+'), path, regionBytes, bitmap)
+    return new FileRegions(await files.open(path, 'change'), path, regionBytes, bitmap)
   } catch (error) {
     throw regionFault(error, 'open', path)
   }
@@ -42,11 +43,11 @@ export async function openFileRegions(
 class FileRegions implements RegionStore {
   readonly regionBytes: number
   readonly found: Buffer
-  readonly #handle: FileHandle
+  readonly #file: StateFile
   readonly #path: string
 
-  constructor(handle: FileHandle, path: string, regionBytes: number, found: Buffer) {
-    this.#handle = handle
+  constructor(file: StateFile, path: string, regionBytes: number, found: Buffer) {
+    this.#file = file
     this.#path = path
     this.regionBytes = regionBytes
     this.found = found
@@ -54,20 +55,18 @@ class FileRegions implements RegionStore {
 
   async save(bitmap: Buffer, sectors: readonly number[]): Promise<void> {
     try {
-      for (const sector of sectors) await this.#write(bitmap, sector * SECTOR)
-      await this.#handle.datasync()
+      for (const sector of sectors) {
+        const at = sector * SECTOR
+        await this.#file.write(bitmap.subarray(at, at + SECTOR), HEADER + at)
+      }
+      await this.#file.sync()
     } catch (error) {
       throw regionFault(error, 'write', this.#path)
     }
   }
 
-  async close(): Promise<void> {
-    await this.#handle.close()
-  }
-
-  async #write(bitmap: Buffer, at: number): Promise<void> {
-    const { bytesWritten } = await this.#handle.write(bitmap, at, SECTOR, HEADER + at)
-    if (bytesWritten !== SECTOR) throw new Error(`wrote ${bytesWritten} of ${SECTOR} bytes`)
+  close(): Promise<void> {
+    return this.#file.close()
   }
 }
 
@@ -81,47 +80,56 @@ function headerOf(disk: string, size: number, regionBytes: number): Buffer {
 }
 
 /** @returns null when there is no map, or one of another disk */
-async function read(path: string, header: Buffer, length: number): Promise<Buffer | null> {
-  let handle
+async function read(
+  files: StateFiles,
+  path: string,
+  header: Buffer,
+  length: number,
+): Promise<Buffer | null> {
+  let file
   try {
-    handle = await open(path, 'r')
+    file = await files.open(path, 'read')
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null
     throw error
   }
   try {
     const bytes = Buffer.alloc(HEADER + length)
-    const { bytesRead } = await handle.read(bytes, 0, bytes.length, 0)
-    if (bytesRead < bytes.length || !bytes.subarray(0, HEADER).equals(header)) return null
+    const have = await file.read(bytes, 0)
+    if (have < bytes.length || !bytes.subarray(0, HEADER).equals(header)) return null
     return bytes.subarray(HEADER)
   } finally {
-    await handle.close()
+    await file.close()
   }
 }
 
-async function make(path: string, header: Buffer, bitmap: Buffer): Promise<void> {
+async function make(
+  files: StateFiles,
+  path: string,
+  header: Buffer,
+  bitmap: Buffer,
+): Promise<void> {
   const making = `${path}.new`
-  const handle = await open(making, 'w', 0o600)
+  const file = await files.open(making, 'new')
   try {
-    await handle.writeFile(Buffer.concat([header, bitmap]))
-    await handle.sync()
+    await file.write(Buffer.concat([header, bitmap]), 0)
+    await file.sync()
   } finally {
-    await handle.close()
+    await file.close()
   }
-  await rename(making, path)
-  const folder = await open(dirname(path), 'r')
-  try {
-    await folder.sync()
-  } finally {
-    await folder.close()
-  }
+  await files.rename(making, path)
+  await files.syncNames(dirname(path))
 }
 
 function regionFault(error: unknown, verb: string, where: string): Fault {
-  const full = ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '')
   const remedy = 'free space there, or repair the disk; writes fail until then'
-  return asFault(error, full ? 'NO_SPACE' : 'IO', `cannot ${verb} the map of changed regions`, {
-    where,
-    remedy,
-  })
+  return asFault(
+    error,
+    isFull(error) ? 'NO_SPACE' : 'IO',
+    `cannot ${verb} the map of changed regions`,
+    {
+      where,
+      remedy,
+    },
+  )
 }

@@ -1,6 +1,6 @@
 /** A change of the program against each invariant of docs/architecture.md. */
 
-import { SIMULATION, type Mutant } from './mutant.ts'
+import { PRIMARY_CRASHES, SECONDARY_CRASHES, SIMULATION, type Mutant } from './mutant.ts'
 
 export const INVARIANTS: readonly Mutant[] = [
   {
@@ -17,8 +17,7 @@ export const INVARIANTS: readonly Mutant[] = [
     file: 'replication/journal/journal.ts',
     from: 'this.#syncing = this.#file.sync().then(',
     to: 'this.#syncing = Promise.resolve().then(',
-    test: 'test/replication/crash-points/secondary-crashes.test.ts',
-    caughtBy: 'a crash after any step, and after any step of the recovery, leaves one checkpoint',
+    ...SECONDARY_CRASHES,
   },
   {
     of: '2',
@@ -28,6 +27,30 @@ export const INVARIANTS: readonly Mutant[] = [
     to: 'return segment.neededBy <= Math.max(this.#committed, ...this.#flushed)',
     test: 'test/replication/journal/journal.test.ts',
     caughtBy: 'segments go when every epoch in them is in the images',
+  },
+  {
+    of: '2',
+    defect: 'a segment is flushed, and its name is not',
+    file: 'replication/journal/file-segments.ts',
+    from: 'if (!this.#named) await this.#store.syncNames()',
+    to: 'void this.#named',
+    ...SECONDARY_CRASHES,
+  },
+  {
+    of: '2',
+    defect: 'segments are removed in an order that a crash decides',
+    file: 'replication/journal/file-segments.ts',
+    from: '      await this.syncNames()\n',
+    to: '',
+    ...SECONDARY_CRASHES,
+  },
+  {
+    of: '2',
+    defect: 'the folder that is made for the journal is not flushed',
+    file: 'replication/state-files.ts',
+    from: 'await files.syncNames(above)',
+    to: 'await files.isFolder(above)',
+    ...SECONDARY_CRASHES,
   },
   {
     of: '3',
@@ -156,8 +179,7 @@ export const INVARIANTS: readonly Mutant[] = [
     file: 'replication/tracked-image.ts',
     from: '    if (marking === undefined) return this.#hold(at, from.length, this.below.write(from, at, flags))\n',
     to: '    if (marking !== undefined) void marking.catch(() => undefined)\n    if (at >= 0) return this.#hold(at, from.length, this.below.write(from, at, flags))\n    if (marking === undefined) return\n',
-    test: 'test/replication/crash-points/primary-crashes.test.ts',
-    caughtBy: 'a crash after any step, and after any step of the next start, loses no change',
+    ...PRIMARY_CRASHES,
   },
   {
     of: '15',
@@ -165,8 +187,32 @@ export const INVARIANTS: readonly Mutant[] = [
     file: 'replication/replica-group.ts',
     from: 'const changed = this.#regions.map((regions) => regions.ranges())\n    this.#become(state, shared, changed)',
     to: 'this.#become(state, shared, [])',
-    test: 'test/replication/crash-points/primary-crashes.test.ts',
-    caughtBy: 'a crash after any step, and after any step of the next start, loses no change',
+    ...PRIMARY_CRASHES,
+  },
+  {
+    of: '15',
+    defect: 'a new map of regions gets its name before it is flushed',
+    file: 'replication/regions/file-regions.ts',
+    from: '    await file.write(Buffer.concat([header, bitmap]), 0)\n    await file.sync()\n',
+    to: '    await file.write(Buffer.concat([header, bitmap]), 0)\n',
+    test: PRIMARY_CRASHES.test,
+    caughtBy: 'a map that was lost is made anew as one of everything, whatever crash comes',
+  },
+  {
+    of: '15',
+    defect: 'a new map of regions is used before its name is flushed',
+    file: 'replication/regions/file-regions.ts',
+    from: '  await files.syncNames(dirname(path))\n',
+    to: '',
+    ...PRIMARY_CRASHES,
+  },
+  {
+    of: '15',
+    defect: 'a region is marked in the cache of the disk',
+    file: 'replication/regions/file-regions.ts',
+    from: 'await this.#file.sync()',
+    to: 'await Promise.resolve()',
+    ...PRIMARY_CRASHES,
   },
   {
     of: '16',

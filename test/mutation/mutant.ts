@@ -19,3 +19,13 @@ export const SIMULATION = {
   test: 'test/simulation/simulation.test.ts',
   caughtBy: 'every promise is kept in the runs that are always made',
 }
+
+export const SECONDARY_CRASHES = {
+  test: 'test/replication/crash-points/secondary-crashes.test.ts',
+  caughtBy: 'a crash after any step, and after any step of the recovery, leaves one checkpoint',
+}
+
+export const PRIMARY_CRASHES = {
+  test: 'test/replication/crash-points/primary-crashes.test.ts',
+  caughtBy: 'a crash after any step, and after any step of the next start, loses no change',
+}

@@ -1,6 +1,6 @@
 /** What the predecessors got wrong, each as a change of this program that makes the same mistake. */
 
-import { SIMULATION, type Mutant } from './mutant.ts'
+import { SECONDARY_CRASHES, SIMULATION, type Mutant } from './mutant.ts'
 
 const BLKTAP2: readonly Mutant[] = [
   {
@@ -17,8 +17,7 @@ const BLKTAP2: readonly Mutant[] = [
     file: 'replication/journal/recover-group.ts',
     from: 'if (recovered !== undefined) await replayInto(options, recovered, store)',
     to: 'void replayInto',
-    test: 'test/replication/crash-points/secondary-crashes.test.ts',
-    caughtBy: 'a crash after any step, and after any step of the recovery, leaves one checkpoint',
+    ...SECONDARY_CRASHES,
   },
   {
     of: 'blktap2',
@@ -155,8 +154,7 @@ const QEMU: readonly Mutant[] = [
     file: 'ramdisk/flusher.ts',
     from: 'await this.#target.flush()',
     to: 'await Promise.resolve()',
-    test: 'test/replication/crash-points/secondary-crashes.test.ts',
-    caughtBy: 'a crash after any step, and after any step of the recovery, leaves one checkpoint',
+    ...SECONDARY_CRASHES,
   },
   {
     of: 'QEMU',

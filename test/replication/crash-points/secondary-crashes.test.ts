@@ -10,7 +10,9 @@ import t from 'tap'
 import { seededRandom } from '../../../core/seeded-random.ts'
 import { SECTOR } from '../../../core/units.ts'
 import { frame } from '../../../replication/machine/frame.ts'
-import { FATES, RecordedStorage, turn } from './recorded-storage.ts'
+import { crashEverywhere } from './every-crash.ts'
+import { turn } from './recorded-files.ts'
+import { RecordedStorage } from './recorded-storage.ts'
 import {
   contentOf,
   DISKS,
@@ -45,7 +47,7 @@ async function record(epochs: number): Promise<Recording> {
   const announced: Moment[] = []
   const reported: Moment[] = []
   const primary = leadOn(replica, ({ type, position }) => {
-    if (type === 'done') reported.push({ step: storage.steps.length, checkpoint: position })
+    if (type === 'done') reported.push({ step: storage.steps, checkpoint: position })
   })
   const present = firstContents().map(tagsOf)
   const contents = [structuredClone(present)]
@@ -63,20 +65,20 @@ async function record(epochs: number): Promise<Recording> {
     }
     if (checkpoint > epochs) break
     contents.push(structuredClone(present))
-    announced.push({ step: storage.steps.length, checkpoint })
+    announced.push({ step: storage.steps, checkpoint })
     primary.tell(frame('checkpoint', { position: checkpoint }))
     // Every second epoch has reached the images before the next one ends.
-    if (checkpoint % 2 === 0) await idle(replica)
+    if (checkpoint % 2 === 0) await idle(replica, storage)
     else while (reported.length < checkpoint) await turn()
   }
-  await idle(replica)
+  await idle(replica, storage)
   return { storage, contents, announced, reported }
 }
 
-async function idle({ group }: StoredReplica): Promise<void> {
+async function idle({ group }: StoredReplica, storage: RecordedStorage): Promise<void> {
   for (const { layers } of group.secondary.disks) await layers.idle()
   // What the journal has still to write and to remove.
-  for (let turns = 0; turns < 12; turns += 1) await turn()
+  await storage.settled()
 }
 
 function lastBefore(moments: readonly Moment[], step: number): number {
@@ -88,41 +90,28 @@ void t.test(
   async (t) => {
     const { storage, contents, announced, reported } = await record(EPOCHS)
     t.equal(reported.length, EPOCHS)
-    let recoveries = 0
-    const wrong: string[] = []
-    const recover = async (found: RecordedStorage, what: string): Promise<number> => {
-      recoveries += 1
-      const replica = await startOn(found, 'secondary')
-      const { checkpoint } = replica.group.status()
-      const seen = JSON.stringify(await contentOf(replica))
-      if (seen !== JSON.stringify(contents[checkpoint]))
-        wrong.push(`${what}: ${checkpoint} is ${seen}`)
-      await idle(replica)
-      const after = JSON.stringify(
-        Array.from({ length: DISKS }, (_, disk) => tagsOf(found.bytesOf(`image ${disk}`))),
-      )
-      if (after !== JSON.stringify(contents[checkpoint]))
-        wrong.push(`${what}: the images are ${after}`)
-      return checkpoint
-    }
-    for (let step = 0; step <= storage.steps.length; step += 1) {
-      const [least, most] = [lastBefore(reported, step), lastBefore(announced, step)]
-      for (const fate of FATES) {
-        const what = `step ${step} of ${storage.steps.length}, ${fate}`
-        const found = storage.afterCrash(step, fate, step)
-        const checkpoint = await recover(found, what)
+    const { starts, wrong } = await crashEverywhere<number>(
+      storage,
+      async (found, { step, first }, wrong) => {
+        const replica = await startOn(found, 'secondary')
+        const { checkpoint } = replica.group.status()
+        const expected = JSON.stringify(contents[checkpoint])
+        const seen = JSON.stringify(await contentOf(replica))
+        if (seen !== expected) wrong(`${checkpoint} is ${seen}`)
+        await idle(replica, found)
+        const images = Array.from({ length: DISKS }, (_, disk) => tagsOf(found.image(disk)))
+        if (JSON.stringify(images) !== expected)
+          wrong(`the images are ${JSON.stringify(images)}, not ${checkpoint}`)
+        const [least, most] = [lastBefore(reported, step), lastBefore(announced, step)]
         if (checkpoint < least || checkpoint > most)
-          wrong.push(`${what}: recovered ${checkpoint}, reported ${least}, announced ${most}`)
-        for (let again = 0; again <= found.steps.length; again += 1)
-          for (const second of FATES) {
-            const twice = `${what}; step ${again} of its recovery, ${second}`
-            const last = await recover(found.afterCrash(again, second, again), twice)
-            if (last !== checkpoint) wrong.push(`${twice}: recovered ${last} after ${checkpoint}`)
-          }
-      }
-    }
-    t.same(wrong.slice(0, 5), [])
-    t.comment(`${storage.steps.length} steps, ${recoveries} recoveries`)
-    t.ok(recoveries > 100 * EPOCHS, 'there were many ways to crash')
+          wrong(`recovered ${checkpoint}, reported ${least}, announced ${most}`)
+        if (first !== undefined && checkpoint !== first)
+          wrong(`recovered ${checkpoint} after ${first}`)
+        return checkpoint
+      },
+    )
+    t.same(wrong, [])
+    t.comment(`${storage.steps} steps, ${starts} recoveries`)
+    t.ok(starts > 1000 * EPOCHS, 'there were many ways to crash')
   },
 )

@@ -2,16 +2,20 @@
 
 import type { BlockDevice } from '../../../core/block-device.ts'
 import { SILENT } from '../../../core/logger.ts'
-import { MiB, SECTOR } from '../../../core/units.ts'
+import { GiB, KiB, MiB, SECTOR } from '../../../core/units.ts'
 import type { Dial, Link, LinkHandlers } from '../../../replication/environment.ts'
 import { frame, type Frame } from '../../../replication/machine/frame.ts'
 import { encodeHello, type Hello } from '../../../replication/machine/handshake.ts'
 import { ReplicaGroup } from '../../../replication/replica-group.ts'
 import { ManualClock } from '../../support/manual-clock.ts'
-import { turn, type RecordedStorage } from './recorded-storage.ts'
+import { turn } from './recorded-files.ts'
+import type { RecordedStorage } from './recorded-storage.ts'
 
 export const DISKS = 2
 export const SECTORS = 12
+
+/** Many segments, of 2 KiB each; and one, so that the sync of the next one's name does not make others last. */
+const JOURNAL = { secondary: 8 * KiB, primary: 1 * GiB }
 
 export interface StoredReplica {
   readonly group: ReplicaGroup
@@ -30,28 +34,27 @@ export async function startOn(
   const group = new ReplicaGroup(
     {
       ...{ group: 'vm', mode: 'colo', role, peer: null, listens: true },
-      ...{ memory: 8 * MiB, durability: 'journal', journal: 1 << 30, identical: true },
+      ...{ memory: 8 * MiB, durability: 'journal', journal: JOURNAL[role], identical: true },
       ...{ heartbeatMs: 1e9, timeoutMs: 1e9, intervalMs: 0, onLinkLoss: 'continue' },
       ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0 },
       ...{ ack: 'sent', compareBytes: MiB, comparesFirst: false },
     },
     {
       logger: SILENT,
-      newId: () => `${role} ${storage.steps.length} ${(ids += 1)}`,
+      newId: () => `${role} ${storage.steps} ${(ids += 1)}`,
       timers: clock,
       nowMs: clock.nowMs,
       onEvent: () => undefined,
       hasSegments: () => Promise.resolve(false),
       fence: () => Promise.resolve({ fenced: false, detail: '' }),
-      openSegments: () => Promise.resolve(storage.openSegments()),
-      openRegions: (_, disk, size, fresh) =>
-        Promise.resolve(storage.openRegions(Number(disk), size, fresh)),
+      openSegments: () => storage.openSegments(),
+      openRegions: (_, disk, size, fresh) => storage.openRegions(disk, size, fresh),
     },
     dial,
   )
-  const disks = Array.from({ length: DISKS }, (_, disk) =>
-    group.attach(String(disk), storage.openImage(disk)),
-  )
+  const disks: BlockDevice[] = []
+  for (let disk = 0; disk < DISKS; disk += 1)
+    disks.push(group.attach(String(disk), await storage.openImage(disk)))
   await group.start()
   return { group, disks, clock }
 }
