@@ -41,6 +41,14 @@ export function groupText(status: GroupStatus): string {
     ...(status.ramdiskBytes > 0
       ? [['held', `${formatSize(status.ramdiskBytes)} of epochs in memory`] as [string, string]]
       : []),
+    ...(status.spilledBytes > 0
+      ? [
+          ['spilled', `${formatSize(status.spilledBytes)} of epochs in the journal only`] as [
+            string,
+            string,
+          ],
+        ]
+      : []),
     ...(status.journalBytes > 0
       ? [['journal', `${formatSize(status.journalBytes)} on disk`] as [string, string]]
       : []),

@@ -1,7 +1,8 @@
 /**
  * One disk of a secondary: the image and the layers of memory over it (docs/replication.md, "The model").
  *
- *     pending   the primary's writes since the last marker; nobody reads them
+ *     pending   the primary's writes since the last marker; nobody reads them. Its first part is in memory, what comes when that
+ *               is full is spilled: it lies in the journal, and only its places are here
  *     cut       epochs between their marker and their commit, oldest first; nobody reads them either
  *     local     the secondary guest's own writes since the last checkpoint (COLO)
  *     sealed    committed epochs, oldest first, on their way into the image
@@ -27,8 +28,10 @@ import { ensure, isPromise, then, type MaybePromise } from '../core/maybe-promis
 import { RangeLock } from '../core/range-lock.ts'
 import { Epoch } from './epoch.ts'
 import { Flusher } from './flusher.ts'
-import { readGaps, readThrough, takeHeld } from './overlay.ts'
+import { readRest, readThrough, takeHeld, type Layer } from './overlay.ts'
 import type { PageMemory } from './page-memory.ts'
+import { bytesOf, ReceivedEpochs, spilledBytesOf, type Parts } from './received-epochs.ts'
+import type { RecordSource } from './record-source.ts'
 
 export interface DiskLayersOptions {
   /** Serves every range that is aligned to a sector. Not closed by close(). */
@@ -55,13 +58,12 @@ export class DiskLayers {
   readonly #flusher: Flusher
   readonly #onFlushed: (checkpoint: number) => void
   #role: Role = 'following'
-  #pending: Epoch
-  #cut: Epoch[] = []
+  readonly #received: ReceivedEpochs
   #local: Epoch
-  /** Sealed epochs, oldest first. */
-  #sealed: Epoch[] = []
+  /** The parts of sealed epochs, oldest first. */
+  #sealed: Layer[] = []
   /** What a read looks through, oldest first: sealed, then local. Replaced, never changed. */
-  #readable: readonly Epoch[] = []
+  #readable: readonly Layer[] = []
   /** A flush of the image that failed behind the active guest's back: its next flush has to hear of it. */
   #unreported: Fault | undefined
 
@@ -80,20 +82,29 @@ export class DiskLayers {
         if (this.#role === 'active') this.#unreported = fault
       },
     })
-    this.#pending = this.#newEpoch()
+    this.#received = new ReceivedEpochs(options.memory, this.#size)
     this.#local = this.#newEpoch()
     this.#showLayers()
   }
 
   /** Bytes of data held in all layers, whole sectors; runs of zeroes hold none. */
   get bytesHeld(): number {
-    const cut = this.#cut.reduce((sum, { bytes }) => sum + bytes, 0)
-    return this.#pending.bytes + cut + this.#local.bytes + this.unflushedBytes
+    return bytesOf(this.#received.layers) + this.#local.bytes + this.unflushedBytes
+  }
+
+  /** The part of them that is not in memory. */
+  get spilledBytes(): number {
+    return spilledBytesOf(this.#sealed) + spilledBytesOf(this.#received.layers)
+  }
+
+  /** Whether the rest of the epoch that is being received has to be spilled: what is newer must lie over what is older. */
+  get isSpilling(): boolean {
+    return this.#received.isSpilling
   }
 
   /** Whether an epoch waits for the image, or for its commit: it gives its memory back some day. */
   get isBusy(): boolean {
-    return this.#sealed.length + this.#cut.length > 0
+    return this.#sealed.length > 0 || this.#received.hasCut
   }
 
   /** Grows whenever the image has taken something. */
@@ -108,26 +119,36 @@ export class DiskLayers {
 
   /** Bytes of data in the epoch that is being received. */
   get pendingBytes(): number {
-    return this.#pending.bytes
+    return this.#received.pendingBytes
   }
 
   /** Bytes of data of sealed epochs that are not known to be durable in the image. */
   get unflushedBytes(): number {
-    let sum = 0
-    for (const epoch of this.#sealed) sum += epoch.bytes
-    return sum
+    return bytesOf(this.#sealed)
   }
 
   /** A write of the primary. @throws Fault NO_MEMORY leaving all as it was; ask memory.canHold() before. */
   receiveWrite(from: Buffer, at: number): void {
     this.#expect('following')
-    this.#pending.write(from, at)
+    this.#received.write(from, at)
   }
 
   /** Zeroes of the primary; `punch`: the space may be given up. @throws Fault NO_MEMORY as receiveWrite. */
   receiveZero(at: number, length: number, punch: boolean): void {
     this.#expect('following')
-    this.#pending.zero(at, length, punch)
+    this.#received.zero(at, length, punch)
+  }
+
+  /** A write of the primary that is in the record at `place`, and not in memory. @throws as receiveWrite; ask memory.canIndex() before */
+  spillWrite(at: number, length: number, place: number, source: RecordSource): void {
+    this.#expect('following')
+    this.#received.spillWrite(at, length, place, source)
+  }
+
+  /** Zeroes of the primary in an epoch that is being spilled. @throws as spillWrite */
+  spillZero(at: number, length: number, punch: boolean, source: RecordSource): void {
+    this.#expect('following')
+    this.#received.spillZero(at, length, punch, source)
   }
 
   /**
@@ -136,26 +157,22 @@ export class DiskLayers {
    */
   flushReceived(): void {
     this.#expect('following')
-    const part = this.#pending
-    this.#pending = this.#newEpoch()
-    this.#commit(part, undefined)
+    this.#commitAll(this.#received.takePending(), undefined)
   }
 
   /** A marker: the received epoch is whole, and waits for its commit. */
   cut(): void {
     this.#expect('following')
-    this.#cut.push(this.#pending)
-    this.#pending = this.#newEpoch()
+    this.#received.cut()
   }
 
   /** The oldest cut epoch is committed: the guest's own writes here are forgotten and the epoch becomes the disk. */
   seal(checkpoint: number): void {
     this.#expect('following')
-    const epoch = this.#cut.shift()
-    assert(epoch !== undefined, 'an epoch is cut before it is sealed')
+    const parts = this.#received.takeCut()
     const local = this.#local
     this.#local = this.#newEpoch()
-    this.#commit(epoch, checkpoint)
+    this.#commitAll(parts, checkpoint)
     // Last: whoever waits for memory is called from here, and has to find the new layers.
     local.release()
   }
@@ -163,16 +180,12 @@ export class DiskLayers {
   /** Forgets what was received since the last marker. */
   discardPending(): void {
     this.#expect('following')
-    const pending = this.#pending
-    this.#pending = this.#newEpoch()
-    pending.release()
+    for (const part of this.#received.takePending()) part.release()
   }
 
   /** Forgets the epochs whose commits will never be. */
   discardCut(): void {
-    const cut = this.#cut
-    this.#cut = []
-    for (const epoch of cut) epoch.release()
+    this.#received.discardCut()
   }
 
   /**
@@ -183,12 +196,11 @@ export class DiskLayers {
     if (this.#role === 'active') return
     this.#expect('following')
     this.#role = 'active'
-    assert(this.#cut.length === 0, 'a promote comes after every commit that was begun')
-    const [local, pending] = [this.#local, this.#pending]
+    assert(!this.#received.hasCut, 'a promote comes after every commit that was begun')
+    const [local, received] = [this.#local, this.#received.takePending()]
     this.#local = this.#newEpoch()
-    this.#pending = this.#newEpoch()
     this.#commit(local, undefined)
-    pending.release()
+    for (const part of received) part.release()
   }
 
   /** The active disk becomes a secondary's again, once every layer is in the image and no request is under way. */
@@ -218,14 +230,15 @@ export class DiskLayers {
    */
   readReceived(into: Buffer, at: number): MaybePromise<void> {
     this.#expect('following')
-    const gaps = takeHeld([...this.#sealed, ...this.#cut, this.#pending], into, at)
-    const [first, last] = [gaps[0], gaps.at(-1)]
-    if (first === undefined || last === undefined) return
+    const layers = [...this.#sealed, ...this.#received.layers]
+    const rest = takeHeld(layers, into, at)
+    const [first, last] = [rest.gaps[0], rest.gaps.at(-1)]
+    if (first === undefined || last === undefined) return readRest(this.#image, rest, into, at)
     // What the flusher writes now is in none of the gaps. What is newer than this instant comes after this read: the lock is fair.
     const locked = this.#lock.acquire(first.at, last.end - first.at)
     return then(locked, (ticket) =>
       ensure(
-        () => readGaps(this.#image, gaps, into, at),
+        () => readRest(this.#image, rest, into, at),
         () => this.#lock.release(ticket),
       ),
     )
@@ -281,13 +294,19 @@ export class DiskLayers {
     await this.#flusher.close()
     // The lock over everything comes when the writes that still go through have finished.
     this.#lock.release(await this.#lock.acquire(0, this.#size))
-    for (const epoch of [this.#pending, this.#local, ...this.#cut, ...this.#sealed]) epoch.release()
+    for (const layer of [...this.#received.layers, this.#local, ...this.#sealed]) layer.release()
     this.#sealed = []
     this.#readable = []
   }
 
+  /** The checkpoint is in the image when the last of the parts is. */
+  #commitAll(parts: Parts, checkpoint: number | undefined): void {
+    for (const [index, part] of parts.entries())
+      this.#commit(part, index === parts.length - 1 ? checkpoint : undefined)
+  }
+
   /** Makes `epoch` the newest sealed one. */
-  #commit(epoch: Epoch, checkpoint: number | undefined): void {
+  #commit(epoch: Layer, checkpoint: number | undefined): void {
     this.#sealed.push(epoch)
     this.#showLayers()
     this.#flusher.add(epoch, () => {

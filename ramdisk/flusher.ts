@@ -19,8 +19,10 @@ import { asFault, Fault } from '../core/fault.ts'
 import { isPromise } from '../core/maybe-promise.ts'
 import type { RangeLock } from '../core/range-lock.ts'
 import { KiB, MiB } from '../core/units.ts'
-import type { Epoch, HeldRun } from './epoch.ts'
+import type { HeldRun } from './epoch.ts'
+import type { Layer } from './overlay.ts'
 import { SLAB, type PageMemory } from './page-memory.ts'
+import { SpilledEpoch } from './spilled-epoch.ts'
 
 /** What an epoch is written to. */
 export type FlushTarget = Pick<BlockDevice, 'write' | 'zero' | 'flush'>
@@ -49,7 +51,7 @@ const BURST = 256 * KiB
 const LEAST_COST = 16 * KiB
 
 interface Job {
-  readonly epoch: Epoch
+  readonly epoch: Layer
   readonly done: () => void
 }
 
@@ -90,7 +92,7 @@ export class Flusher {
   }
 
   /** Queues an epoch. It has to stay as it is, but for clear(), until `done` is called. `done` is never called from here. */
-  add(epoch: Epoch, done: () => void): void {
+  add(epoch: Layer, done: () => void): void {
     assert(!this.#closed, 'a closed flusher takes no epochs')
     this.#queue.push({ epoch, done })
     this.#running ??= this.#run()
@@ -137,7 +139,7 @@ export class Flusher {
   }
 
   /** Has the device hold `epoch`, durably. @returns whether it does: false when closed before */
-  async #put(epoch: Epoch): Promise<boolean> {
+  async #put(epoch: Layer): Promise<boolean> {
     let delay = FIRST_RETRY
     for (;;) {
       if (epoch.isEmpty) return !this.#closed
@@ -168,7 +170,7 @@ export class Flusher {
   }
 
   /** Writes pieces of `epoch` one after the other until there is none that nobody writes. */
-  async #writePieces(epoch: Epoch): Promise<void> {
+  async #writePieces(epoch: Layer): Promise<void> {
     while (!this.#closed) {
       const piece = this.#nextPiece(epoch)
       if (piece === undefined) return
@@ -180,14 +182,14 @@ export class Flusher {
     }
   }
 
-  #nextPiece(epoch: Epoch): HeldRun | undefined {
+  #nextPiece(epoch: Layer): HeldRun | undefined {
     const piece = epoch.next(this.#cursor, Number.MAX_SAFE_INTEGER, this.#longest, MOST_ZEROES)
     if (piece !== undefined) this.#cursor = piece.at + piece.length
     return piece
   }
 
   /** Writes what `epoch` holds of a piece, once it has the lock. @returns false after a fault, which it has reported */
-  async #tryPiece(epoch: Epoch, piece: HeldRun): Promise<boolean> {
+  async #tryPiece(epoch: Layer, piece: HeldRun): Promise<boolean> {
     const end = piece.at + piece.length
     const ticket = await this.#lock.acquire(piece.at, piece.length)
     try {
@@ -209,11 +211,12 @@ export class Flusher {
     }
   }
 
-  async #writeData(epoch: Epoch, run: HeldRun): Promise<void> {
+  async #writeData(epoch: Layer, run: HeldRun): Promise<void> {
     const staging = this.#options.memory.takeBeyondLimit()
     try {
       const from = staging.bytes.subarray(0, run.length)
-      epoch.overlay(from, run.at)
+      if (epoch instanceof SpilledEpoch) await epoch.copy(from, run.at)
+      else epoch.overlay(from, run.at)
       await this.#paced(this.#target.write(from, run.at, 0), run.length)
     } finally {
       this.#options.memory.give(staging)

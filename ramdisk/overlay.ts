@@ -10,16 +10,23 @@
  * Reading all of the image first and overlaying the layers then would be wrong: a write that goes through to the
  * image meanwhile makes the layers forget a sector of which the read has already taken the image's older content.
  *
- * readGaps() alone may also come later, for a reader who wants the content of the very instant of takeHeld() and keeps
+ * What a spilled layer holds is taken as the places of its records, which are pinned until they have been read.
+ *
+ * readRest() alone may also come later, for a reader who wants the content of the very instant of takeHeld() and keeps
  * others from writing to the gaps of the image until then.
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
-import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
+import { ensure, isPromise, together, type MaybePromise } from '../core/maybe-promise.ts'
 import type { Epoch } from './epoch.ts'
+import { SpilledEpoch } from './spilled-epoch.ts'
+import type { SpilledLoan, SpilledPiece } from './spilled-loan.ts'
 
 /** What is read where no layer holds a sector: a BlockDevice, in all but tests. */
 export type ReadTarget = Pick<BlockDevice, 'read'>
+
+/** What may lie over an image. */
+export type Layer = Epoch | SpilledEpoch
 
 /** Reads of gaps between held sectors in flight at a time, for one request. */
 const GAPS_IN_FLIGHT = 8
@@ -27,13 +34,13 @@ const GAPS_IN_FLIGHT = 8
 /** Fills `into` with what is at `at`: the newest layer's content of each sector that a layer holds, else the image's. */
 export function readThrough(
   image: ReadTarget,
-  layersOldestFirst: readonly Epoch[],
+  layersOldestFirst: readonly Layer[],
   into: Buffer,
   at: number,
 ): MaybePromise<void> {
   const first = nextGap(layersOldestFirst, at, at + into.length)
   if (first.at === at && first.end === at + into.length) return image.read(into, at)
-  return readGaps(image, takeHeld(layersOldestFirst, into, at, first), into, at)
+  return readRest(image, takeHeld(layersOldestFirst, into, at, first), into, at)
 }
 
 /** A run of sectors that no layer holds. */
@@ -42,25 +49,70 @@ export interface Gap {
   readonly end: number
 }
 
-/**
- * Fills the held sectors of `into`.
- * @returns the gaps, found now, not between reads: what is a gap is decided when the read begins, like what is not
- */
+/** What is not there yet of a read, found when it began, not between reads. */
+export interface Rest {
+  /** What the image has. */
+  readonly gaps: readonly Gap[]
+  /** What records have. */
+  readonly loans: readonly SpilledLoan[]
+}
+
+const NO_LOANS: readonly SpilledLoan[] = []
+
+/** Fills the sectors of `into` that are held in memory. @returns the others: readRest() has to be called for them */
 export function takeHeld(
-  layersOldestFirst: readonly Epoch[],
+  layersOldestFirst: readonly Layer[],
   into: Buffer,
   at: number,
   first = nextGap(layersOldestFirst, at, at + into.length),
-): readonly Gap[] {
+): Rest {
   const end = at + into.length
   for (const layer of layersOldestFirst) layer.overlay(into, at)
   const gaps: Gap[] = []
   for (let gap = first; gap.at < end; gap = nextGap(layersOldestFirst, gap.end, end)) gaps.push(gap)
-  return gaps
+  if (!layersOldestFirst.some(isSpilled)) return { gaps, loans: NO_LOANS }
+  return { gaps, loans: lendAll(layersOldestFirst, at, end) }
+}
+
+function isSpilled(layer: Layer): layer is SpilledEpoch {
+  return layer instanceof SpilledEpoch
+}
+
+/** What each spilled layer has of [at, end) that no newer layer holds. */
+function lendAll(layersOldestFirst: readonly Layer[], at: number, end: number): SpilledLoan[] {
+  const loans: SpilledLoan[] = []
+  for (const [index, layer] of layersOldestFirst.entries()) {
+    if (!isSpilled(layer)) continue
+    const newer = layersOldestFirst.slice(index + 1)
+    const pieces: SpilledPiece[] = []
+    for (let gap = nextGap(newer, at, end); gap.at < end; gap = nextGap(newer, gap.end, end))
+      pieces.push(...layer.pieces(gap.at, gap.end))
+    if (pieces.length > 0) loans.push(layer.lend(pieces))
+  }
+  return loans
+}
+
+/** Fills what takeHeld() left. */
+export function readRest(
+  image: ReadTarget,
+  { gaps, loans }: Rest,
+  into: Buffer,
+  at: number,
+): MaybePromise<void> {
+  if (loans.length === 0) return readGaps(image, gaps, into, at)
+  return ensure(
+    () =>
+      together(1 + loans.length, (index) =>
+        index === 0 ? readGaps(image, gaps, into, at) : loans[index - 1]?.fill(into, at),
+      ),
+    () => {
+      for (const loan of loans) loan.end()
+    },
+  )
 }
 
 /** The first run of sectors in [from, end) that no layer holds; empty and at `end` where there is none. */
-function nextGap(layers: readonly Epoch[], from: number, end: number): Gap {
+function nextGap(layers: readonly Layer[], from: number, end: number): Gap {
   let at = from
   while (at < end) {
     let held = at
@@ -77,7 +129,7 @@ function nextGap(layers: readonly Epoch[], from: number, end: number): Gap {
 }
 
 /** Fills the gaps of `into` from the image. */
-export function readGaps(
+function readGaps(
   image: ReadTarget,
   gaps: readonly Gap[],
   into: Buffer,
@@ -85,12 +137,12 @@ export function readGaps(
 ): MaybePromise<void> {
   for (let next = 0; next < gaps.length; next += 1) {
     const read = readGap(image, gaps[next], into, at)
-    if (isPromise(read)) return readRest(image, gaps, next + 1, read, into, at)
+    if (isPromise(read)) return readGapsOn(image, gaps, next + 1, read, into, at)
   }
 }
 
 /** Goes on from gap `next` while `running` is under way. Ends only when no read uses `into` any more. */
-async function readRest(
+async function readGapsOn(
   image: ReadTarget,
   gaps: readonly Gap[],
   next: number,

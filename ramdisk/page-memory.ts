@@ -11,7 +11,7 @@
  */
 
 import { assert } from '../core/assert.ts'
-import { KiB } from '../core/units.ts'
+import { KiB, SECTOR } from '../core/units.ts'
 
 export const PAGE = 4 * KiB
 export const SLAB = 256 * KiB
@@ -60,12 +60,24 @@ export class PageMemory {
 
   /** Slabs that may still be taken. */
   get slabsLeft(): number {
-    return Math.max(0, Math.floor(this.limit / SLAB) - this.#slabsInUse)
+    return this.#slabsBelow(this.limit)
   }
 
-  /** Whether any epoch can take a write of `bytes` now. Errs on the side of no by less than two slabs. */
-  canHold(bytes: number): boolean {
-    return slotsFor(Math.ceil(bytes / PAGE) + 1) <= this.slabsLeft * PAGES_PER_SLAB
+  /**
+   * Whether any epoch can take a write of `bytes` now, and leaves what is in use below `limit`. Errs on the side of no by less
+   * than two slabs.
+   */
+  canHold(bytes: number, limit = this.limit): boolean {
+    return slotsFor(Math.ceil(bytes / PAGE) + 1) <= this.#slabsBelow(limit) * PAGES_PER_SLAB
+  }
+
+  /** Whether any spilled epoch can take a write of `bytes`. Errs as canHold(). */
+  canIndex(bytes: number): boolean {
+    return indexSlotsFor(Math.ceil(bytes / SECTOR)) <= this.slabsLeft * PAGES_PER_SLAB
+  }
+
+  #slabsBelow(limit: number): number {
+    return Math.max(0, Math.floor(limit / SLAB) - this.#slabsInUse)
   }
 
   /** Calls `wake` once, after memory was given back. Ask canHold again then: others may have been faster. */
@@ -140,6 +152,15 @@ export const MOST_LEVELS = 9
  * above them (a 31st and the ends), and two more paths for the edges of a zero run.
  */
 export function slotsFor(pages: number): number {
-  const nodes = Math.ceil(pages / (FANOUT - 1)) + 4 * MOST_LEVELS
-  return pages + Math.ceil((nodes * NODE) / PAGE)
+  return pages + slotsOfNodes(pages)
+}
+
+/** The same for a change of a spilled epoch that touches `sectors` neighbouring sectors: a page for what it tells of records. */
+export function indexSlotsFor(sectors: number): number {
+  return 1 + slotsOfNodes(sectors)
+}
+
+function slotsOfNodes(entries: number): number {
+  const nodes = Math.ceil(entries / (FANOUT - 1)) + 4 * MOST_LEVELS
+  return Math.ceil((nodes * NODE) / PAGE)
 }

@@ -12,6 +12,7 @@ import type { Timers } from '../core/clock.ts'
 import { asFault, Fault } from '../core/fault.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
+import type { RecordSource } from '../ramdisk/record-source.ts'
 import type { EpochLog } from './journal/epoch-log.ts'
 import { MOST_BACKLOG } from './journal/journal.ts'
 import type { Frame } from './machine/frame.ts'
@@ -76,10 +77,15 @@ export class EpochKeeper {
     return true
   }
 
-  /** Data that the layers have taken. */
-  append(record: Readonly<Frame>): void {
+  /** Where what was appended can be read again; undefined where nothing is kept. */
+  get records(): RecordSource | undefined {
+    return this.#log.records
+  }
+
+  /** Data of the epoch that is being received. @returns as EpochLog.append() */
+  append(record: Readonly<Frame>): number | undefined {
     this.#appended = true
-    this.#log.append(record)
+    return this.#log.append(record)
   }
 
   /** Resolves when everything that was appended is on stable storage. @throws Fault when it never will be */

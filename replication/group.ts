@@ -119,6 +119,8 @@ export interface GroupStatus extends SideStatus {
   readonly verify: VerifyReport | null
   /** Bytes of epochs held in memory (secondary). */
   readonly ramdiskBytes: number
+  /** Bytes of epochs that are in the journal and not in memory, until the images have them (secondary). */
+  readonly spilledBytes: number
   /** Bytes of journal on disk. */
   readonly journalBytes: number
   /** What is wrong now and does not show in `protection`; goes when it has healed. */
@@ -167,7 +169,13 @@ export type GroupEvent =
     }
   | {
       readonly event: 'REPLICATION_PRESSURE'
-      readonly data: { readonly group: string; readonly bytes: number; readonly limit: number }
+      readonly data: {
+        readonly group: string
+        readonly bytes: number
+        readonly limit: number
+        /** On a secondary: bytes of data that are in its journal only, until the images have them. */
+        readonly spilledBytes?: number
+      }
     }
   | {
       readonly event: 'REPLICATION_VERIFY'

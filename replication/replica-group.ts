@@ -180,6 +180,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       recovery: this.#recovery,
       verify: this.#primary?.verification ?? null,
       ramdiskBytes: this.#secondary.memory.bytesInUse,
+      spilledBytes: this.#secondary.reception.spilledBytes,
       journalBytes: this.#secondary.log.bytes,
       error: this.#troubles.first,
       alarms: this.#alarms.list(),

@@ -19,6 +19,7 @@ import { Fault } from '../core/fault.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { PageMemory } from '../ramdisk/page-memory.ts'
+import type { Reception } from './reception.ts'
 import { sectorGeometry } from './sector-geometry.ts'
 
 /** What a disk needs of its group. */
@@ -28,9 +29,7 @@ export interface SecondaryContext {
   /** The server is being shut down: nobody waits any more. */
   readonly stopping: boolean
   readonly memory: PageMemory
-  /** Bytes that the guests here may hold in memory, all disks together. */
-  readonly localLimit: number
-  readonly localBytes: number
+  readonly reception: Pick<Reception, 'localLimit' | 'hasLocalRoom'>
 }
 
 export class SecondaryDisk implements BlockDevice {
@@ -75,21 +74,22 @@ export class SecondaryDisk implements BlockDevice {
   write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {
     if (this.#successor !== undefined) return this.#successor.write(from, at, flags)
     this.#checkUse()
-    if (this.#hasRoom(from.length)) return this.layers.localWrite(from, at, flags)
+    if (this.#group.reception.hasLocalRoom(from.length))
+      return this.layers.localWrite(from, at, flags)
     return this.#room(from.length).then(() => this.write(from, at, flags))
   }
 
   zero(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
     if (this.#successor !== undefined) return this.#successor.zero(at, length, flags)
     this.#checkUse()
-    if (this.#hasRoom(0)) return this.layers.localZero(at, length, flags)
+    if (this.#group.reception.hasLocalRoom(0)) return this.layers.localZero(at, length, flags)
     return this.#room(0).then(() => this.zero(at, length, flags))
   }
 
   trim(at: number, length: number, flags: RequestFlags): MaybePromise<void> {
     if (this.#successor !== undefined) return this.#successor.trim(at, length, flags)
     this.#checkUse()
-    if (this.#hasRoom(0)) return this.layers.localTrim(at, length, flags)
+    if (this.#group.reception.hasLocalRoom(0)) return this.layers.localTrim(at, length, flags)
     return this.#room(0).then(() => this.trim(at, length, flags))
   }
 
@@ -127,15 +127,9 @@ export class SecondaryDisk implements BlockDevice {
     if (objection !== undefined) throw new Fault('NOT_PERMITTED', objection, { where: this.name })
   }
 
-  #hasRoom(bytes: number): boolean {
-    const { memory, localBytes, localLimit } = this.#group
-    // The rest of the memory is the primary's: without it there would never be the checkpoint that frees this part.
-    return localBytes + bytes <= localLimit && memory.canHold(bytes)
-  }
-
   #room(bytes: number): Promise<void> {
-    const { localLimit, memory } = this.#group
-    if (bytes > localLimit)
+    const { memory, reception } = this.#group
+    if (bytes > reception.localLimit)
       throw new Fault(
         'NO_MEMORY',
         `a write of ${bytes} bytes is more than the secondary can hold`,
@@ -147,7 +141,7 @@ export class SecondaryDisk implements BlockDevice {
     return new Promise((resolve, reject) => {
       const ask = (): void => {
         const { stopping } = this.#group
-        const waits = !stopping && this.#successor === undefined && !this.#hasRoom(bytes)
+        const waits = !stopping && this.#successor === undefined && !reception.hasLocalRoom(bytes)
         if (waits) return memory.whenReleased(ask)
         this.#waiting.delete(ask)
         if (stopping)

@@ -1,10 +1,9 @@
 /**
  * A replica in the role of secondary, around its machine: moves frames into the layers of the disks, keeps time, carries
- * out effects. Decides nothing but when to stop reading for want of memory. When it is promoted it keeps the layers, which
- * an active replica stands on.
+ * out effects. When it is promoted it keeps the layers, which an active replica stands on.
  *
- * Invariant 20: received epochs stay within the group's memory. While committed epochs are being flushed the link is
- * not read (the primary slows down); an epoch that alone outgrows the memory is given up, loudly.
+ * Invariant 20: received epochs stay within the limits of memory and journal (reception.ts). While committed epochs are being
+ * flushed the link is not read (the primary slows down); an epoch that alone outgrows them is given up, loudly.
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
@@ -20,22 +19,21 @@ import type { CheckpointResult, SideStatus } from './group.ts'
 import { Intake } from './intake.ts'
 import { MEMORY_LOG, type EpochLog } from './journal/epoch-log.ts'
 import { recoverJournal } from './journal/recover-group.ts'
-import { frame, PARTIAL, PUNCH, UNASKED, type Frame } from './machine/frame.ts'
+import { frame, PARTIAL, UNASKED, type Frame } from './machine/frame.ts'
 import type { Hello } from './machine/handshake.ts'
 import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryEffect, SecondaryInput } from './machine/secondary-io.ts'
 import { SecondaryMachine } from './machine/secondary.ts'
 import { OwnChanges } from './regions/own-changes.ts'
+import { Reception } from './reception.ts'
 import type { ChangedRange, RegionMap } from './regions/region-map.ts'
 import { Requests } from './requests.ts'
 import { SecondaryDisk } from './secondary-disk.ts'
 import type { GroupSettings } from './settings.ts'
 import type { Troubles } from './troubles.ts'
 
-/** The part of the memory that data may fill; the rest is for the index over it. */
+/** The part of the memory that data may fill at most; the rest is for the index over it. */
 const DATA_SHARE = 0.85
-/** The part of it that the secondary's own guests may fill. */
-const LOCAL_SHARE = 0.5
 
 export interface SecondaryHooks {
   /** The maps of changed regions, by disk; there from recover() on. */
@@ -61,6 +59,7 @@ export class SecondarySide {
   readonly #summer: Summer
   #machine: SecondaryMachine
   #log: EpochKeeper
+  readonly reception: Reception
   readonly #intake: Intake
   readonly #acknowledger: Acknowledger
   readonly #troubles: Troubles
@@ -89,11 +88,15 @@ export class SecondarySide {
     this.#troubles = troubles
     this.#changes = new OwnChanges(hooks.regions, troubles)
     this.#log = this.#keeper(MEMORY_LOG)
+    this.reception = new Reception({
+      ...{ memory: this.memory, spillBytes: settings.spillBytes },
+      ...{ log: () => this.#log, disks: this.#disks },
+    })
     this.#intake = new Intake({
-      hasRoom: (bytes) => this.#hasRoom(bytes),
-      awaitRoom: (wake) => this.#awaitRoom(wake),
+      hasRoom: (bytes) => this.reception.hasRoom(bytes),
+      awaitRoom: (wake) => this.reception.awaitRoom(wake),
       handle: (link, frame) => this.#handle(link, frame),
-      overflow: () => this.#step({ type: 'overflow', localBytes: this.localBytes }),
+      overflow: () => this.#step({ type: 'overflow', localBytes: this.reception.localBytes }),
       linkOf: (number) => this.#links.get(number),
     })
     this.#acknowledger = new Acknowledger({
@@ -123,14 +126,6 @@ export class SecondarySide {
 
   get stopping(): boolean {
     return this.#stopping
-  }
-
-  get localLimit(): number {
-    return Math.floor(this.#settings.memory * DATA_SHARE * LOCAL_SHARE)
-  }
-
-  get localBytes(): number {
-    return this.#disks.reduce((sum, { layers }) => sum + layers.localBytes, 0)
   }
 
   /** The server is being shut down: requests that wait are refused, and so are commands. */
@@ -381,7 +376,12 @@ export class SecondarySide {
     if (heldLink !== undefined) this.#step({ type: 'heartbeat', link: heldLink, nowMs })
     this.#step({ type: 'tick', nowMs })
     this.#step({
-      ...{ type: 'held', nowMs, bytes: this.memory.bytesInUse },
+      ...{
+        type: 'held',
+        nowMs,
+        bytes: this.memory.bytesInUse,
+        spilledBytes: this.reception.spilledBytes,
+      },
       held: heldLink !== undefined,
       progress: this.#disks.reduce((sum, { layers }) => sum + layers.progress, this.#log.progress),
     })
@@ -435,9 +435,7 @@ export class SecondarySide {
     const disk = this.#machine.diskOf(link, frame)
     if (typeof disk === 'string') throw new Fault('PROTOCOL', disk)
     const layers = this.#disks[disk]?.layers
-    if (frame.type === 'write') layers?.receiveWrite(frame.payload, frame.position)
-    else layers?.receiveZero(frame.position, frame.extent, (frame.flags & PUNCH) !== 0)
-    this.#log.append({ ...frame, disk })
+    if (layers !== undefined) this.reception.store(layers, { ...frame, disk })
     this.#acknowledger.took(link)
   }
 
@@ -455,18 +453,6 @@ export class SecondarySide {
     answers.answer(question, member.layers, ({ message }) =>
       this.#troubles.report(`disk ${member.name}`, `disk "${member.name}": ${message}`),
     )
-  }
-
-  #hasRoom(bytes: number): boolean {
-    return this.memory.canHold(bytes) && this.#log.hasRoom
-  }
-
-  /** Committed epochs give room back once they are in the images; if there are none, waiting would be for ever. */
-  #awaitRoom(wake: () => void): boolean {
-    if (this.#log.awaitWritten(wake)) return true
-    if (!this.#disks.some(({ layers }) => layers.isBusy)) return false
-    this.memory.whenReleased(wake)
-    return true
   }
 
   async #fence(peer: string): Promise<void> {

@@ -17,6 +17,8 @@ export interface GroupSettings {
   readonly timeoutMs: number
   /** Bytes of epochs that a secondary may hold in memory. */
   readonly memory: number
+  /** Bytes of it in use beyond which received data is kept in the journal only; the usual part when left out. */
+  readonly spillBytes?: number
   /** Where a secondary's checkpoints live: on disk, or as long as its process. */
   readonly durability: 'journal' | 'memory'
   /** Bytes that a secondary's journal may grow to. */

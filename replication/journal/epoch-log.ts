@@ -2,6 +2,7 @@
 
 import type { Fault } from '../../core/fault.ts'
 import type { MaybePromise } from '../../core/maybe-promise.ts'
+import type { RecordSource } from '../../ramdisk/record-source.ts'
 import type { Frame } from '../machine/frame.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
 
@@ -17,8 +18,13 @@ export interface EpochLog {
   /** Bytes on disk. */
   readonly bytes: number
   restart(): Promise<void>
-  /** Data of the epoch that is being received; its payload is the caller's again when this returns. */
-  append(record: Readonly<Frame>): void
+  /** Where what was appended can be read again; undefined where nothing is kept. */
+  readonly records: RecordSource | undefined
+  /**
+   * Data of the epoch that is being received; its payload is the caller's again when this returns.
+   * @returns its place among the records; undefined where it is not kept, and where the log has failed
+   */
+  append(record: Readonly<Frame>): number | undefined
   /** Resolves when everything that was appended so far is on stable storage. @throws Fault when it will not be */
   sync(): MaybePromise<void>
   /** What was appended since the last commit never happened. */
@@ -43,6 +49,7 @@ export const MEMORY_LOG: EpochLog = {
   backlog: 0,
   progress: 0,
   bytes: 0,
+  records: undefined,
   restart: () => Promise.resolve(),
   append: () => undefined,
   sync: () => undefined,

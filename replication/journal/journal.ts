@@ -7,7 +7,7 @@
  *  - 20 Memory is bounded by the caller, who takes no more data while `backlog` is above MOST_BACKLOG.
  *  - After a failure nothing more is written, and every commit fails, until restart() has begun a new segment that says
  *    what counts. So a commit that was reported as failed never comes back.
- *  - A segment is removed when every checkpoint that has records in it is in the images, and all before it are removed.
+ *  - A segment is removed when nobody needs it (segment-list.ts).
  *  - A record says which commit was reported, so that its loss shows even when nothing else is wrong behind it.
  */
 
@@ -20,7 +20,9 @@ import type { EpochLog } from './epoch-log.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
 import { commitRecord, segmentRecord, stateRecord, type JournalIdentity } from './records.ts'
 import type { Recovered } from './recovery.ts'
+import { SegmentList } from './segment-list.ts'
 import type { SegmentFile, SegmentStore } from './segments.ts'
+import { placeOf, SpilledRecords } from './spilled-records.ts'
 
 /** Bytes after which a new segment is begun, and the share of the limit that one segment is at most. */
 const SEGMENT = 64 * MiB
@@ -59,29 +61,21 @@ interface Waiter {
   readonly reject: (fault: Fault) => void
 }
 
-interface Segment {
-  readonly number: number
-  bytes: number
-  /** The last checkpoint that has records in it; undefined while that one is not committed. */
-  neededBy: number | undefined
-}
-
 export class Journal implements EpochLog {
   readonly durable = true
+  readonly records: SpilledRecords
   readonly #options: JournalOptions
   readonly #segmentBytes: number
   /** As queued last, and as it is known to be durable. */
   #state: ReplicaState
   #remembered: ReplicaState
-  /** Oldest first; the last one is written to. */
-  #segments: Segment[]
+  /** The last one is written to. */
+  readonly #segments: SegmentList
   /** The last checkpoint whose record was queued, that is durable, that is in the image of each disk. */
   #queuedCommit: number
   #committed: number
   #flushed: number[]
   #file: SegmentFile | undefined
-  /** The newest segment whose header is durable. */
-  #begun: number
   #queue: Work[] = []
   #spare: Buffer[] = []
   #waiters: Waiter[] = []
@@ -103,8 +97,12 @@ export class Journal implements EpochLog {
     this.#segmentBytes = Math.min(SEGMENT, limit / SEGMENTS)
     this.#state = state
     this.#remembered = state
-    this.#segments = (recovered?.segments ?? []).map((segment) => ({ ...segment }))
-    this.#begun = this.#segments.at(-1)?.number ?? 0
+    this.#segments = new SegmentList(recovered?.segments ?? [])
+    this.records = new SpilledRecords(this.#segments.nextNumber, {
+      store: options.store,
+      written: () => this.sync(),
+      pin: (segment) => this.#segments.pin(segment, () => this.#trim()),
+    })
     this.#committed = recovered?.committed ?? 0
     this.#queuedCommit = this.#committed
     this.#flushed = [...(recovered?.flushed ?? identity.disks.map(() => 0))]
@@ -128,7 +126,7 @@ export class Journal implements EpochLog {
   }
 
   get bytes(): number {
-    return this.#segments.reduce((sum, { bytes }) => sum + bytes, 0)
+    return this.#segments.bytes
   }
 
   /** Begins a new segment that says what counts of the ones before; also after a failure. @throws Fault */
@@ -148,10 +146,11 @@ export class Journal implements EpochLog {
     }
   }
 
-  append(record: Readonly<Frame>): void {
-    if (this.#failed !== undefined) return
-    this.#put(record)
+  append(record: Readonly<Frame>): number | undefined {
+    if (this.#failed !== undefined) return undefined
+    const place = this.#put(record)
     this.#start()
+    return place
   }
 
   async sync(): Promise<void> {
@@ -161,7 +160,7 @@ export class Journal implements EpochLog {
 
   discard(): void {
     if (this.#failed !== undefined) return
-    for (const segment of this.#segments) segment.neededBy ??= this.#queuedCommit
+    this.#segments.settle(this.#queuedCommit)
     this.#put(frame('discard'))
     this.#start()
     this.#trim()
@@ -190,7 +189,7 @@ export class Journal implements EpochLog {
     this.#put(commitRecord(checkpoint, state))
     this.#queuedCommit = checkpoint
     this.#state = state
-    for (const segment of this.#segments) segment.neededBy ??= checkpoint
+    this.#segments.settle(checkpoint)
     await this.#durable()
     // It failed in the instant after: the segment that is begun then says that this does not count.
     if (this.failure !== undefined) throw this.failure
@@ -209,7 +208,7 @@ export class Journal implements EpochLog {
   async retire(disk: number): Promise<void> {
     this.#flushed[disk] = this.#failed === undefined ? this.#queuedCommit : this.#committed
     if (this.#failed !== undefined) return this.restart()
-    this.#newSegment(this.#segments.at(-1)?.bytes ?? null)
+    this.#newSegment(this.#segments.lastBytes ?? null)
     await this.#durable()
     this.#trim()
   }
@@ -227,15 +226,15 @@ export class Journal implements EpochLog {
     await this.#options.store.close()
   }
 
-  #put(record: Readonly<Frame>): void {
-    const segment = this.#segments.at(-1)
-    assert(segment !== undefined && !this.#closed, 'a journal is begun before it is written')
-    if (segment.bytes >= this.#segmentBytes) this.#newSegment(segment.bytes)
+  /** @returns where the record is */
+  #put(record: Readonly<Frame>): number {
+    const { lastBytes } = this.#segments
+    assert(lastBytes !== undefined && !this.#closed, 'a journal is begun before it is written')
+    if (lastBytes >= this.#segmentBytes) this.#newSegment(lastBytes)
     this.#copy(record)
-    const current = this.#segments.at(-1)
-    if (current === undefined) return
-    current.bytes += HEADER_SIZE + record.payload.length
-    if (record.type === 'write' || record.type === 'zero') current.neededBy = undefined
+    const isData = record.type === 'write' || record.type === 'zero'
+    const { segment, at } = this.#segments.put(HEADER_SIZE + record.payload.length, isData)
+    return placeOf(segment, at)
   }
 
   #copy(record: Readonly<Frame>): void {
@@ -260,7 +259,7 @@ export class Journal implements EpochLog {
 
   #newSegment(previousLength: number | null): void {
     const { identity, replica } = this.#options
-    const number = (this.#segments.at(-1)?.number ?? this.#begun) + 1
+    const number = this.#segments.nextNumber
     const record = segmentRecord(number, {
       format: 1,
       ...identity,
@@ -275,7 +274,7 @@ export class Journal implements EpochLog {
     record.payload.copy(header, HEADER_SIZE)
     encodeHeader(header, 0, record, true)
     this.#queued += header.length
-    this.#segments.push({ number, bytes: header.length, neededBy: this.#queuedCommit })
+    this.#segments.add(number, header.length, this.#queuedCommit)
     this.#queue.push({ kind: 'segment', number, header, end: this.#queued })
   }
 
@@ -336,33 +335,27 @@ export class Journal implements EpochLog {
   }
 
   #trim(): void {
-    if (!this.#isSpent(this.#segments[0])) return
+    if (this.#closed || this.#spent() === undefined) return
     if (this.#queue.some(({ kind }) => kind === 'remove')) return
     this.#queue.push({ kind: 'remove' })
     this.#start()
   }
 
-  /** Whether nobody needs a segment; the newest one that counts says what is remembered. */
-  #isSpent(segment: Segment | undefined): boolean {
-    if (segment?.neededBy === undefined || segment.number >= this.#begun) return false
-    return segment.neededBy <= Math.min(...this.#flushed)
+  #spent(): number | undefined {
+    return this.#segments.spent(Math.min(...this.#flushed))
   }
 
   /** In order, and no further than the first that cannot be removed: a gap would look like damage. */
   async #remove(): Promise<void> {
-    for (
-      let [oldest] = this.#segments;
-      oldest && this.#isSpent(oldest);
-      [oldest] = this.#segments
-    ) {
+    for (let oldest = this.#spent(); oldest !== undefined; oldest = this.#spent()) {
       try {
-        await this.#options.store.remove(oldest.number)
+        await this.#options.store.remove(oldest)
       } catch (error) {
         if (!(error instanceof Fault)) throw error
         this.#options.logger.warn({ error: error.message }, 'a journal segment stays behind')
         return
       }
-      this.#segments.shift()
+      this.#segments.removed()
     }
   }
 
@@ -373,7 +366,8 @@ export class Journal implements EpochLog {
     this.#file = await this.#options.store.create(number)
     await this.#file.append([header])
     await this.#file.sync()
-    this.#begun = number
+    this.#segments.begun(number)
+    this.records.begun(number, header.length)
     this.#queue.shift()
     this.#written = end
     this.#reach(end)
@@ -392,6 +386,7 @@ export class Journal implements EpochLog {
     }
     assert(this.#file !== undefined, 'a journal is begun before it is written')
     await this.#file.append(chunks)
+    this.records.wrote(end - this.#written)
     this.#written = end
     for (const work of taken)
       if (work.kind === 'bytes' && this.#spare.length < SPARE_CHUNKS) this.#spare.push(work.chunk)
@@ -445,8 +440,8 @@ export class Journal implements EpochLog {
     this.#synced = this.#queued
     // What was queued never happened; the next segment says so. One that did not begin gives its number to it.
     this.#state = this.#remembered
-    this.#segments = this.#segments.filter(({ number }) => number <= this.#begun)
-    for (const segment of this.#segments) segment.neededBy ??= this.#committed
+    this.#segments.dropUnbegun()
+    this.#segments.settle(this.#committed)
     const waiters = this.#waiters
     this.#waiters = []
     const file = this.#file

@@ -53,8 +53,9 @@ export type SecondaryInput =
   | { readonly type: 'remember-failed'; readonly reason: string }
   | ({
       readonly type: 'held'
-      /** Of epochs in memory. */
+      /** Of memory that epochs take, and of data that is in the journal instead. */
       readonly bytes: number
+      readonly spilledBytes: number
     } & CongestionSign)
   /** There is no room for more of the epoch, and none to be awaited. `localBytes`: what the guests here hold of it. */
   | { readonly type: 'overflow'; readonly localBytes: number }

@@ -26,6 +26,7 @@ import {
 } from './handshake.ts'
 import { Congestion } from './congestion.ts'
 import { Liveness } from './liveness.ts'
+import { Pressure } from './pressure.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { Lineage, ReplicaState } from './replica-state.ts'
 import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './secondary-io.ts'
@@ -57,9 +58,6 @@ interface Commit {
 
 const ALONE = 'active without a secondary'
 
-/** Shares of the capacity at which the primary is told to checkpoint soon. */
-const PRESSURE_STEPS = [0.5, 0.75, 0.9] as const
-
 /** Data may wait without any progress for so many times the silence that a dead peer is known by. */
 const STUCK_TIMEOUTS = 4
 const STUCK =
@@ -86,7 +84,7 @@ export class SecondaryMachine {
   #replicating = true
   #reason: string | undefined
   #epochBytes = 0
-  #pressure = 0
+  readonly #pressure: Pressure
   readonly #waiters = new CheckpointWaiters()
   readonly #report: ProtectionReport
   readonly #out = new SecondaryOutbox()
@@ -94,6 +92,7 @@ export class SecondaryMachine {
   constructor(settings: SecondarySettings) {
     this.#settings = settings
     this.#liveness = new Liveness(settings)
+    this.#pressure = new Pressure(settings.capacity)
     this.#congestion = new Congestion(STUCK_TIMEOUTS * settings.timeoutMs)
     this.#state = { ...settings.remembered, role: 'secondary' }
     this.#announced = settings.remembered.checkpoint
@@ -313,7 +312,7 @@ export class SecondaryMachine {
     }
     this.#commits.push({ checkpoint, bytes: this.#epochBytes, link, state, asked })
     this.#epochBytes = 0
-    this.#pressure = 0
+    this.#pressure.relieve()
     this.#out.add({ type: 'commit', checkpoint, state })
   }
 
@@ -396,21 +395,20 @@ export class SecondaryMachine {
 
   /** A guest of the primary must not wait for ever for a disk that takes nothing. */
   #held(input: Extract<SecondaryInput, { type: 'held' }>): void {
-    this.#measure(input.bytes)
+    this.#measure(input.bytes, input.spilledBytes)
     if (!this.#congestion.look(input)) return
     const { group } = this.#settings
     this.#out.event({ event: 'REPLICATION_ERROR', data: { group, error: STUCK } })
     this.#refuseCurrent('unready', STUCK)
   }
 
-  #measure(bytes: number): void {
-    const { capacity, group } = this.#settings
-    const reached = PRESSURE_STEPS.filter((share) => bytes >= share * capacity).length
-    if (reached <= this.#pressure) return
-    this.#pressure = reached
+  #measure(bytes: number, spilledBytes: number): void {
+    const { capacity: limit, group } = this.#settings
+    if (!this.#pressure.rises(bytes, spilledBytes)) return
     if (this.#link !== undefined)
-      this.#out.send(this.#link.number, frame('pressure', { position: bytes, extent: capacity }))
-    this.#out.event({ event: 'REPLICATION_PRESSURE', data: { group, bytes, limit: capacity } })
+      this.#out.send(this.#link.number, frame('pressure', { position: bytes, extent: limit }))
+    const data = { group, bytes, limit, spilledBytes }
+    this.#out.event({ event: 'REPLICATION_PRESSURE', data })
   }
 
   #tick(nowMs: number): void {
@@ -546,7 +544,7 @@ export class SecondaryMachine {
 
   #discardPending(): void {
     this.#epochBytes = 0
-    this.#pressure = 0
+    this.#pressure.relieve()
     this.#out.add({ type: 'discard' })
   }
 

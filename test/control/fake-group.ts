@@ -38,6 +38,7 @@ export class FakeGroup implements ReplicationGroup {
       verify: null,
       recovery: null,
       ramdiskBytes: 0,
+      spilledBytes: 0,
       journalBytes: 0,
       error: null,
       alarms: [],

@@ -20,7 +20,7 @@ void t.test('a read that is under way when the copy becomes a mixture is refused
     onError: () => undefined,
   })
   const group = {
-    ...{ memory, localBytes: 0, localLimit: MiB, stopping: false },
+    ...{ memory, reception: { localLimit: MiB, hasLocalRoom: () => true }, stopping: false },
     useObjection: undefined as string | undefined,
   }
   const disk = new SecondaryDisk('disk', image, layers, group)

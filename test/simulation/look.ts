@@ -1,5 +1,5 @@
 /**
- * Looks through the layers of a side at once, without an event: the image answers while it is being probed. What is
+ * Looks through the layers of a side at once, without an event: image and journal answer while they are being probed. What is
  * returned is overwritten by the next look at the same side.
  */
 
@@ -20,7 +20,11 @@ export function readable(side: Side): readonly Content[] {
   return look(side, 'bytes')
 }
 
-function look({ disks, images, sight }: Side, at: 'bytes' | 'completed'): readonly Content[] {
+function look(
+  { disks, images, journal, sight }: Side,
+  at: 'bytes' | 'completed',
+): readonly Content[] {
+  journal.probing = true
   for (const [disk, { layers }] of disks.entries()) {
     const image = images[disk]!
     const { buffer, content } = sight[disk]!
@@ -30,6 +34,7 @@ function look({ disks, images, sight }: Side, at: 'bytes' | 'completed'): readon
     expect(result === undefined, 'a probe is answered at once')
     glimpse(buffer.words, content)
   }
+  journal.probing = false
   return sight.map(({ content }) => content)
 }
 

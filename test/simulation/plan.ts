@@ -41,6 +41,8 @@ export interface Plan {
   readonly disks: readonly number[]
   /** Bytes of the secondary's memory. */
   readonly memory: number
+  /** Bytes of it in use beyond which what is received is kept in the journal only; null: as usual, which is hardly ever. */
+  readonly spillBytes: number | null
   readonly durability: 'journal' | 'memory'
   /** Whether the secondary begins with the primary's content, as both are told. */
   readonly identical: boolean
@@ -116,6 +118,7 @@ export function planOf(seed: number): Plan {
     lullMs: random.chance(0.02) ? 61_000 : 0,
     ending: random.chance(0.5) ? 'heal' : random.pick(ENDINGS),
     ack: random.pick(durability === 'journal' ? ACKS : (['sent', 'received'] as const)),
+    spillBytes: random.pick([null, null, 0, random.whole(1, 6) * SLAB]),
   }
 }
 

@@ -32,6 +32,7 @@ export interface Side {
   readonly host: Host
   readonly life: Life
   readonly images: readonly VirtualImage[]
+  readonly journal: JournalDisk
   readonly registers: readonly Registers[]
   readonly guest: Guest
   /** Room for the oracle's looks. */
@@ -134,6 +135,7 @@ export class World {
     const side: Side = {
       ...this.#side(life, images, disks),
       ...{ host, group, disks: group.secondary.disks, started: false, depth: 0 },
+      journal: this.journals[host],
     }
     group.start().then(
       () => {
@@ -193,6 +195,7 @@ export class World {
       group: 'vm',
       ...{ mode, memory, durability, identical, onLinkLoss, intervalMs, role },
       journal: this.plan.journalBytes,
+      ...(this.plan.spillBytes === null ? {} : { spillBytes: this.plan.spillBytes }),
       wire: 'colotap',
       peer: other,
       listens: true,

@@ -41,9 +41,9 @@ interface Recording {
 }
 
 /** A few epochs of writes and zeroes on two disks, and one that has no end. */
-async function record(epochs: number): Promise<Recording> {
+async function record(epochs: number, spills: boolean): Promise<Recording> {
   const storage = RecordedStorage.withImages(firstContents())
-  const replica = await startOn(storage, 'secondary')
+  const replica = await startOn(storage, 'secondary', undefined, spills)
   const announced: Moment[] = []
   const reported: Moment[] = []
   const primary = leadOn(replica, ({ type, position }) => {
@@ -85,33 +85,34 @@ function lastBefore(moments: readonly Moment[], step: number): number {
   return moments.reduce((last, moment) => (moment.step <= step ? moment.checkpoint : last), 0)
 }
 
-void t.test(
-  'a crash after any step, and after any step of the recovery, leaves one checkpoint',
-  async (t) => {
-    const { storage, contents, announced, reported } = await record(EPOCHS)
-    t.equal(reported.length, EPOCHS)
-    const { starts, wrong } = await crashEverywhere<number>(
-      storage,
-      async (found, { step, first }, wrong) => {
-        const replica = await startOn(found, 'secondary')
-        const { checkpoint } = replica.group.status()
-        const expected = JSON.stringify(contents[checkpoint])
-        const seen = JSON.stringify(await contentOf(replica))
-        if (seen !== expected) wrong(`${checkpoint} is ${seen}`)
-        await idle(replica, found)
-        const images = Array.from({ length: DISKS }, (_, disk) => tagsOf(found.image(disk)))
-        if (JSON.stringify(images) !== expected)
-          wrong(`the images are ${JSON.stringify(images)}, not ${checkpoint}`)
-        const [least, most] = [lastBefore(reported, step), lastBefore(announced, step)]
-        if (checkpoint < least || checkpoint > most)
-          wrong(`recovered ${checkpoint}, reported ${least}, announced ${most}`)
-        if (first !== undefined && checkpoint !== first)
-          wrong(`recovered ${checkpoint} after ${first}`)
-        return checkpoint
-      },
-    )
-    t.same(wrong, [])
-    t.comment(`${storage.steps} steps, ${starts} recoveries`)
-    t.ok(starts > 1000 * EPOCHS, 'there were many ways to crash')
-  },
-)
+for (const spills of [false, true])
+  void t.test(
+    `a crash after any step, and after any step of the recovery, leaves one checkpoint${spills ? ' of spilled epochs' : ''}`,
+    async (t) => {
+      const { storage, contents, announced, reported } = await record(EPOCHS, spills)
+      t.equal(reported.length, EPOCHS)
+      const { starts, wrong } = await crashEverywhere<number>(
+        storage,
+        async (found, { step, first }, wrong) => {
+          const replica = await startOn(found, 'secondary')
+          const { checkpoint } = replica.group.status()
+          const expected = JSON.stringify(contents[checkpoint])
+          const seen = JSON.stringify(await contentOf(replica))
+          if (seen !== expected) wrong(`${checkpoint} is ${seen}`)
+          await idle(replica, found)
+          const images = Array.from({ length: DISKS }, (_, disk) => tagsOf(found.image(disk)))
+          if (JSON.stringify(images) !== expected)
+            wrong(`the images are ${JSON.stringify(images)}, not ${checkpoint}`)
+          const [least, most] = [lastBefore(reported, step), lastBefore(announced, step)]
+          if (checkpoint < least || checkpoint > most)
+            wrong(`recovered ${checkpoint}, reported ${least}, announced ${most}`)
+          if (first !== undefined && checkpoint !== first)
+            wrong(`recovered ${checkpoint} after ${first}`)
+          return checkpoint
+        },
+      )
+      t.same(wrong, [])
+      t.comment(`${storage.steps} steps, ${starts} recoveries`)
+      t.ok(starts > 1000 * EPOCHS, 'there were many ways to crash')
+    },
+  )

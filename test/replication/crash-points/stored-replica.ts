@@ -23,17 +23,23 @@ export interface StoredReplica {
   readonly clock: ManualClock
 }
 
-/** Starts a process on what is stored. @param dial how it reaches its peer, as a primary */
+/**
+ * Starts a process on what is stored.
+ * @param dial how it reaches its peer, as a primary
+ * @param spills as a secondary it holds no received data in memory
+ */
 export async function startOn(
   storage: RecordedStorage,
   role: 'primary' | 'secondary',
   dial?: Dial,
+  spills = false,
 ): Promise<StoredReplica> {
   const clock = new ManualClock()
   let ids = 0
   const group = new ReplicaGroup(
     {
       ...{ group: 'vm', mode: 'colo', role, peer: null, listens: true },
+      ...(spills ? { spillBytes: 0 } : {}),
       ...{ memory: 8 * MiB, durability: 'journal', journal: JOURNAL[role], identical: true },
       ...{ heartbeatMs: 1e9, timeoutMs: 1e9, intervalMs: 0, onLinkLoss: 'continue' },
       ...{ wire: 'colotap', fence: null, partBytes: 64 * MiB, resyncRate: 0 },

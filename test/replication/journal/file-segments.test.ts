@@ -60,5 +60,5 @@ void t.test('what cannot be read or made is a fault with its place', async (t) =
   })
   const store = await openFileSegments(path.join(parent, 'folder'))
   t.teardown(() => store.close())
-  await t.rejects(store.read(7, 0, Buffer.alloc(1)), { code: 'IO', where: store.place })
+  await t.rejects(async () => store.read(7, 0, Buffer.alloc(1)), { code: 'IO', where: store.place })
 })

@@ -143,8 +143,11 @@ export const promote = (request: number, force = false): SecondaryInput => ({
 })
 export const tick = (nowMs: number): SecondaryInput => ({ type: 'tick', nowMs })
 export const down = (link: number): SecondaryInput => ({ type: 'link-down', link, reason: 'cut' })
-export const held = (bytes: number, waiting?: Partial<CongestionSign>): SecondaryInput => ({
-  ...{ type: 'held', bytes, nowMs: 0, held: false, progress: 0 },
+export const held = (
+  bytes: number,
+  waiting?: Partial<CongestionSign & { spilledBytes: number }>,
+): SecondaryInput => ({
+  ...{ type: 'held', bytes, spilledBytes: 0, nowMs: 0, held: false, progress: 0 },
   ...waiting,
 })
 export const synced = (link = 1): SecondaryInput => ({ type: 'synced', link, nowMs: 0 })

@@ -193,6 +193,20 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     ],
   ],
   [
+    'that data is kept in the journal only is told as pressure, once in an epoch',
+    [
+      ...CONNECTED,
+      [held(10, { spilledBytes: 0 }), []],
+      [held(20, { spilledBytes: 512 }), ['1: send pressure 20 of 1000', 'PRESSURE 20 of 1000']],
+      [held(30, { spilledBytes: 1024 }), []],
+      [held(500, { spilledBytes: 1024 }), ['1: send pressure 500 of 1000', 'PRESSURE 500 of 1000']],
+      [marker(1), ['commit 1 as secondary of g1 at 1 in term 1']],
+      [committed(1), ['1: send done 1', 'CHECKPOINT 1']],
+      [held(10, { spilledBytes: 0 }), []],
+      [held(20, { spilledBytes: 512 }), ['1: send pressure 20 of 1000', 'PRESSURE 20 of 1000']],
+    ],
+  ],
+  [
     'a secondary whose disks take nothing lets its primary go, until they do',
     [
       ...CONNECTED,
