@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
   qemu-utils qemu-system-x86 nbdkit libnbd-bin python3-libnbd python3-libvhdi nbd-client fio e2fsprogs xfsprogs
-  openssl gnutls-bin
+  openssl gnutls-bin strace
   util-linux-extra iproute2 nftables
   busybox-static cpio
 )

@@ -3,148 +3,24 @@
  * state; no process ends, nothing acknowledged is lost, and other groups of the same servers do not notice.
  */
 
-import { existsSync } from 'node:fs'
-import { readFile, rm, writeFile } from 'node:fs/promises'
+import { rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
-import t, { type Test } from 'tap'
-import { NbdClient } from '../../nbd/client.ts'
-import { serveColotap, type ColotapServer } from '../support/colotap.ts'
-import { createEmptyImage } from '../support/images.ts'
-import type { QmpClient } from '../support/qmp.ts'
-import { protectionOf, stateOf, until, type GroupState } from '../support/replica-pair.ts'
-import { freePorts, tempDirectory } from '../support/scope.ts'
+import t from 'tap'
+import { protectionOf, stateOf } from '../support/replica-pair.ts'
+import {
+  attach,
+  BLOCK,
+  endsEqual,
+  GROUPS,
+  othersServe,
+  reported,
+  SIZE,
+  untilState,
+  ward,
+  write,
+} from '../support/ward.ts'
 
 const MiB = 1 << 20
-const BLOCK = 4096
-const SIZE = 16 * MiB
-const GROUPS = ['sick', 'well'] as const
-
-type Side = 'primary' | 'secondary'
-
-interface Host {
-  readonly server: ColotapServer
-  readonly qmp: QmpClient
-  /** Its state folder. */
-  readonly state: string
-  image(group: string): string
-  /** Starts it once more, after its end. */
-  again(illness: Illness): Promise<Host>
-}
-
-interface Ward {
-  readonly primary: Host
-  readonly secondary: Host
-  readonly guests: Readonly<Record<(typeof GROUPS)[number], NbdClient>>
-}
-
-interface Illness {
-  /** Settings of the group `sick`, on both sides. */
-  readonly settings?: readonly string[]
-  /** A layer over the image of `sick`, by side. */
-  readonly layers?: Partial<Record<Side, string>>
-  /** The side that keeps its state in a file system of so many MiB. */
-  readonly smallState?: { readonly side: Side; readonly mebibytes: number }
-}
-
-/** A pair of servers with two groups: one that falls ill, and one that must not notice. */
-async function ward(t: Test, illness: Illness): Promise<Ward> {
-  const [port = 0] = await freePorts(1)
-  const secondary = await admit(t, 'secondary', port, illness, await tempDirectory(t))
-  const primary = await admit(t, 'primary', port, illness, await tempDirectory(t))
-  for (const group of GROUPS) await protectionOf(primary.qmp, group, 'protected')
-  const guests = { sick: await attach(primary, 'sick'), well: await attach(primary, 'well') }
-  return { primary, secondary, guests }
-}
-
-/** Starts a server on the images in its folder, which are made if they are not there. */
-async function admit(
-  t: Test,
-  side: Side,
-  port: number,
-  illness: Illness,
-  directory: string,
-): Promise<Host> {
-  const exports: Record<string, string> = {}
-  const image = (group: string): string => path.join(directory, `${group}.img`)
-  for (const group of GROUPS) {
-    if (!existsSync(image(group))) await createEmptyImage(image(group), SIZE)
-    const settings = group === 'sick' ? (illness.settings ?? []) : []
-    const own = [`role=${side}`, `group=${group}`, 'heartbeat=50', 'timeout=1000', ...settings]
-    const layer = group === 'sick' ? illness.layers?.[side] : undefined
-    const below = [...(layer === undefined ? [] : [layer]), `aio:${image(group)}`]
-    exports[group] = [`remus:127.0.0.1:${port}?${own.join('&')}`, ...below].join('|')
-  }
-  const { smallState } = illness
-  const state = path.join(directory, 'state')
-  const within = smallState?.side === side ? smallFileSystem(state, smallState.mebibytes) : []
-  const server = await serveColotap(t, { exports, directory, within })
-  // Seen from outside of its namespace.
-  const root = within.length > 0 ? `/proc/${server.child.pid}/root` : ''
-  return {
-    ...{ server, image },
-    qmp: await server.qmp(),
-    state: root + state,
-    again: (then) => admit(t, side, port, then, directory),
-  }
-}
-
-/** Runs what follows with a file system of its own, in memory, at `place`. */
-function smallFileSystem(place: string, mebibytes: number): readonly string[] {
-  const user = process.getuid?.() === 0 ? [] : ['--map-root-user']
-  const mount = `mkdir -p "$0" && mount -t tmpfs -o size=${mebibytes}M,mode=0700 tmpfs "$0" && exec "$@"`
-  return ['unshare', '--mount', ...user, 'sh', '-c', mount, place]
-}
-
-function attach({ server }: Host, exportName: string): Promise<NbdClient> {
-  return NbdClient.connect({ address: { kind: 'unix', path: server.socket }, exportName })
-}
-
-async function write(guest: NbdClient, value: number, from: number, length: number): Promise<void> {
-  for (let at = from; at < from + length; at += 16 * BLOCK)
-    await guest.write(Buffer.alloc(16 * BLOCK, value), at)
-}
-
-/** The group that is well takes a write and a checkpoint. */
-async function othersServe(t: Test, { primary, guests }: Ward): Promise<void> {
-  await guests.well.write(Buffer.alloc(BLOCK, 7), 0)
-  await primary.qmp.execute('replication-checkpoint', { group: 'well' })
-  t.equal((await stateOf(primary.qmp, 'well')).protection, 'protected', 'the other group is well')
-}
-
-async function reported(qmp: QmpClient, event: string, group: string): Promise<void> {
-  await until(qmp, () =>
-    Promise.resolve(
-      qmp.events.some(
-        (seen) => seen['event'] === event && (seen['data'] as { group: string }).group === group,
-      ),
-    ),
-  )
-}
-
-async function untilState(
-  qmp: QmpClient,
-  holds: (state: GroupState) => boolean,
-): Promise<GroupState> {
-  let state = await stateOf(qmp, 'sick')
-  await until(qmp, async () => holds((state = await stateOf(qmp, 'sick'))))
-  return state
-}
-
-/** Ends both servers; the images have to be equal then, and hold `expected`. */
-async function endsEqual(t: Test, { primary, secondary, guests }: Ward): Promise<void> {
-  for (const group of GROUPS) {
-    await primary.qmp.execute('replication-checkpoint', { group })
-    await guests[group].disconnect()
-  }
-  for (const { server } of [primary, secondary]) t.equal((await server.stop()).code, 0)
-  for (const group of GROUPS) {
-    const [one, other] = await Promise.all([
-      readFile(primary.image(group)),
-      readFile(secondary.image(group)),
-    ])
-    t.ok(one.equals(other), `after a clean end both images of ${group} are equal`)
-  }
-}
 
 void t.test('a full disk under the journal: no checkpoint, an event, and it heals', async (t) => {
   const pair = await ward(t, { smallState: { side: 'secondary', mebibytes: 24 } })

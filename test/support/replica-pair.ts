@@ -115,6 +115,7 @@ export interface GroupState {
   readonly durable: boolean
   readonly error: string | null
   readonly ramdiskBytes: number
+  readonly alarms: readonly { readonly text: string }[]
 }
 
 /** The state of the only group. */
