@@ -12,8 +12,8 @@ import { dirname } from 'node:path'
 export interface StateFile {
   /** @returns bytes read, fewer than asked for at the end only */
   read(into: Buffer, at: number): Promise<number>
-  /** Writes all of it, or fails. */
-  write(from: Buffer, at: number): Promise<void>
+  /** Writes all of it, one chunk behind the other, or fails. */
+  write(chunks: readonly Buffer[], at: number): Promise<void>
   /** Resolves when what was written, and the length, survive a crash. */
   sync(): Promise<void>
   close(): Promise<void>
@@ -84,12 +84,13 @@ class NodeFile implements StateFile {
     return done
   }
 
-  async write(from: Buffer, at: number): Promise<void> {
-    let done = 0
-    while (done < from.length) {
-      const left = from.length - done
-      const { bytesWritten } = await this.#handle.write(from, done, left, at + done)
-      done += bytesWritten
+  async write(chunks: readonly Buffer[], at: number): Promise<void> {
+    let end = at
+    // All in one call: the event loop may be busy receiving for milliseconds before it comes back here.
+    for (let rest = chunks; rest.length > 0;) {
+      const { bytesWritten } = await this.#handle.writev(rest, end)
+      end += bytesWritten
+      rest = behind(rest, bytesWritten)
     }
   }
 
@@ -122,4 +123,14 @@ export async function makeLastingFolder(files: StateFiles, folder: string): Prom
 /** Whether an error of the system says that there is no space left, or none that one may use. */
 export function isFull(error: unknown): boolean {
   return ['ENOSPC', 'EDQUOT'].includes((error as NodeJS.ErrnoException).code ?? '')
+}
+
+/** What is left of the chunks behind their first `count` bytes. */
+function behind(chunks: readonly Buffer[], count: number): Buffer[] {
+  let skipped = 0
+  return chunks.flatMap((chunk) => {
+    const skip = Math.min(Math.max(count - skipped, 0), chunk.length)
+    skipped += chunk.length
+    return skip === chunk.length ? [] : [chunk.subarray(skip)]
+  })
 }

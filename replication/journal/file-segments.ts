@@ -144,10 +144,8 @@ class Segment implements SegmentFile {
 
   async append(chunks: readonly Buffer[]): Promise<void> {
     try {
-      for (const chunk of chunks) {
-        await this.#file.write(chunk, this.#length)
-        this.#length += chunk.length
-      }
+      await this.#file.write(chunks, this.#length)
+      this.#length += chunks.reduce((sum, { length }) => sum + length, 0)
     } catch (error) {
       throw journalFault(error, 'write', this.#store.place)
     }

@@ -30,8 +30,8 @@ const SEGMENTS = 4
 /** Bytes of one buffer of records; the longest record fits. */
 const CHUNK = 512 * KiB
 const SPARE_CHUNKS = 32
-/** Bytes written and not yet durable, beyond which they are made so: what is left for a commit to wait for is little. */
-const MOST_UNSYNCED = 8 * MiB
+/** Bytes written and not yet durable, beyond which they are made so: what is left for a commit costs hardly more than nothing. */
+const MOST_UNSYNCED = 256 * KiB
 /** Bytes accepted and not written, beyond which the caller should take no more, and at which it may go on. */
 export const MOST_BACKLOG = 16 * MiB
 const SMALL_BACKLOG = 4 * MiB
@@ -85,6 +85,8 @@ export class Journal implements EpochLog {
   #written = 0
   #synced = 0
   #pumping: Promise<void> | undefined
+  /** Tells the pump, where it waits for a flush, that there is something to write beside it. */
+  #wake: (() => void) | undefined
   /** Under way beside the writes; never rejects. */
   #syncing: Promise<void> | undefined
   #syncFault: Fault | undefined
@@ -289,6 +291,7 @@ export class Journal implements EpochLog {
   }
 
   #start(): void {
+    this.#wake?.()
     this.#pumping ??= this.#pump()
   }
 
@@ -299,7 +302,7 @@ export class Journal implements EpochLog {
       for (;;) {
         if (this.#mustSync()) this.#beginSync()
         if (this.#queue.length > 0) await this.#work()
-        else if (this.#syncing !== undefined) await this.#syncing
+        else if (this.#syncing !== undefined) await this.#syncedOrWoken(this.#syncing)
         else break
         this.#checkSync()
       }
@@ -310,6 +313,13 @@ export class Journal implements EpochLog {
       await this.#fail(error)
     }
     this.#pumping = undefined
+  }
+
+  #syncedOrWoken(syncing: Promise<void>): Promise<void> {
+    return new Promise<void>((resolve) => {
+      this.#wake = resolve
+      void syncing.then(resolve)
+    }).finally(() => (this.#wake = undefined))
   }
 
   #mustSync(): boolean {

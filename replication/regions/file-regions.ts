@@ -57,7 +57,7 @@ class FileRegions implements RegionStore {
     try {
       for (const sector of sectors) {
         const at = sector * SECTOR
-        await this.#file.write(bitmap.subarray(at, at + SECTOR), HEADER + at)
+        await this.#file.write([bitmap.subarray(at, at + SECTOR)], HEADER + at)
       }
       await this.#file.sync()
     } catch (error) {
@@ -112,7 +112,7 @@ async function make(
   const making = `${path}.new`
   const file = await files.open(making, 'new')
   try {
-    await file.write(Buffer.concat([header, bitmap]), 0)
+    await file.write([header, bitmap], 0)
     await file.sync()
   } finally {
     await file.close()

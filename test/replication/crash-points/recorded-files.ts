@@ -179,8 +179,8 @@ export class RecordedFiles implements StateFiles {
   #handle(file: number): StateFile {
     return {
       read: (into, at) => Promise.resolve(this.#present.content(file).subarray(at).copy(into)),
-      write: (from, at) => {
-        this.#change({ kind: 'write', file, at, bytes: Buffer.from(from) })
+      write: (chunks, at) => {
+        this.#change({ kind: 'write', file, at, bytes: Buffer.concat(chunks) })
         return turn()
       },
       sync: () => this.#sync(file),

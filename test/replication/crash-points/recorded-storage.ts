@@ -80,9 +80,9 @@ export class RecordedStorage {
     const write = device.write.bind(device)
     const zero = device.zero.bind(device)
     const flush = device.flush.bind(device)
-    device.write = (from, at, flags) => file.write(from, at).then(() => write(from, at, flags))
+    device.write = (from, at, flags) => file.write([from], at).then(() => write(from, at, flags))
     device.zero = (at, length, flags) =>
-      file.write(Buffer.alloc(length), at).then(() => zero(at, length, flags))
+      file.write([Buffer.alloc(length)], at).then(() => zero(at, length, flags))
     device.trim = (at, length, flags) => device.zero(at, length, flags)
     device.flush = () => file.sync().then(() => flush())
     return device
