@@ -1,6 +1,6 @@
 /**
- * System calls that fail with EIO under a real pair: of the I/O threads of images, and of the thread pool that writes
- * the journal. Each ends in the policy that docs/replication.md names, an event and an alarm that stays; no process
+ * System calls that fail with EIO under a real pair: of the I/O threads of images, and of the thread pool that writes the
+ * journal and the maps. Each ends in the policy that docs/replication.md names, an event and an alarm that stays; no process
  * ends, nothing acknowledged is lost, other groups do not notice, and the pair is whole again when the calls succeed.
  */
 
@@ -15,6 +15,7 @@ import {
   GROUPS,
   othersServe,
   reported,
+  SIZE,
   untilState,
   ward,
   write,
@@ -33,6 +34,8 @@ const journal = ({ state }: Host): string[] =>
   )
 
 const image = (host: Host): string[] => [host.image('sick')]
+
+const map = ({ state }: Host): string[] => [path.join(state, 'group-sick', 'changed-sick.map')]
 
 /** Lets calls of a host on the files of the group `sick` fail. */
 function fail(
@@ -177,3 +180,27 @@ void t.test("a flush of a primary's image that fails, its guest hears until it e
   for (const group of GROUPS) await protectionOf(mended.qmp, group, 'protected')
   await endsEqual(t, { ...pair, primary: mended, guests: again })
 })
+
+void t.test(
+  "a primary's map that cannot be written: writes to new regions fail, no other",
+  async (t) => {
+    // A copy would have marked every region.
+    const pair = await ward(t, { settings: ['initial=identical'] })
+    const { primary, guests } = pair
+    await write(guests.sick, 1, 0, MiB)
+    const last = SIZE - BLOCK
+    for (const calls of [['fdatasync'], ['pwrite64']]) {
+      const failing = await fail(t, primary, calls, map)
+      await t.rejects(guests.sick.write(Buffer.alloc(BLOCK, 2), last), { code: 'IO' })
+      await failing.hit()
+      await reported(primary.qmp, 'REPLICATION_ERROR', 'sick')
+      await write(guests.sick, 3, 0, MiB)
+      await othersServe(t, pair)
+      await failing.end()
+    }
+    await guests.sick.write(Buffer.alloc(BLOCK, 4), last)
+    await protectionOf(primary.qmp, 'sick', 'protected')
+    await alarmStays(t, pair, primary)
+    await endsEqual(t, pair)
+  },
+)
