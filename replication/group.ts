@@ -218,7 +218,10 @@ export interface ReplicationGroup {
    * @throws Fault where there is no secondary to compare with
    */
   verify(wish: 'compare' | 'repair' | 'cancel'): GroupStatus
-  /** Allows or ends replication on a primary (the toolstack's start and stop). */
+  /**
+   * Allows or ends replication on a primary (the toolstack's start and stop).
+   * @throws Fault when it is to end while this side is leaving its role
+   */
   setReplicating(on: boolean): void
 }
 

@@ -298,6 +298,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   }
 
   setReplicating(on: boolean): void {
+    if (!on) this.#primary?.assertStays()
     this.#replicating = on
     this.#primary?.setReplicating(on)
     if (this.#primary === undefined) this.#secondary.setReplicating(on)

@@ -23,7 +23,7 @@ const takenOver = ({ secondary }: Pair): Promise<unknown> =>
   secondary.next(({ event }) => event === 'REPLICATION_ROLE')
 
 void t.test(
-  'no copy and no comparison begins between the last checkpoint and the handover',
+  'no copy, no comparison and no end of replication comes between the last checkpoint and the handover',
   async (t) => {
     const pair = await startPair()
     const { group } = pair.primary
@@ -32,6 +32,7 @@ void t.test(
       copy = t.rejects(group.resync(false), LEAVING)
       t.throws(() => group.verify('repair'), LEAVING)
       t.doesNotThrow(() => group.verify('cancel'))
+      t.throws(() => group.setReplicating(false), LEAVING)
     })
     const exchanged = takenOver(pair)
     const ended = t.rejects(group.switchover(TIMEOUT_MS), IN_VAIN)
