@@ -39,6 +39,7 @@ export class EpochKeeper {
   readonly #context: KeeperContext
   #restarting = false
   #failures = 0
+  #mixtures = 0
   #closing = false
   /** Commits that the log has been asked for and has not answered. */
   readonly #committing = new Set<Promise<void>>()
@@ -55,6 +56,11 @@ export class EpochKeeper {
 
   get durable(): boolean {
     return this.#log.durable
+  }
+
+  /** How often what was committed was a part of a copy. */
+  get mixtures(): number {
+    return this.#mixtures
   }
 
   get bytes(): number {
@@ -103,6 +109,7 @@ export class EpochKeeper {
       // The log has failed in this very instant, and everybody was told so.
       if (failures !== this.#failures) return
       for (const each of layers()) each.seal(checkpoint)
+      if (!state.consistent) this.#mixtures += 1
       troubles.over('journal')
       const commitUs = Math.round((nowMs() - startedMs) * 1000)
       step({ type: 'committed', checkpoint, commitUs })

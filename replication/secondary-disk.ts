@@ -26,6 +26,8 @@ import { sectorGeometry } from './sector-geometry.ts'
 export interface SecondaryContext {
   /** Why the guest may not use the disk now, or undefined when it may. */
   readonly useObjection: string | undefined
+  /** Grows whenever a part of a copy becomes what is here. */
+  readonly mixtures: number
   /** The server is being shut down: nobody waits any more. */
   readonly stopping: boolean
   readonly memory: PageMemory
@@ -66,9 +68,15 @@ export class SecondaryDisk implements BlockDevice {
 
   read(into: Buffer, at: number): MaybePromise<void> {
     this.#checkUse()
+    const { mixtures } = this.#group
     const reading = this.layers.read(into, at)
-    // 17: meanwhile this may have become a mixture, of which nobody may see anything.
-    return isPromise(reading) ? reading.then(() => this.#checkUse()) : reading
+    if (!isPromise(reading)) return
+    return reading.then(() => {
+      // 17: meanwhile this may have become a mixture, of which nobody may see anything,
+      this.#checkUse()
+      // and may be whole again since: then what was read may still be of the mixture.
+      if (this.#group.mixtures !== mixtures) return (this.#successor ?? this).read(into, at)
+    })
   }
 
   write(from: Buffer, at: number, flags: RequestFlags): MaybePromise<void> {

@@ -138,6 +138,10 @@ export class SecondarySide {
     }
   }
 
+  get mixtures(): number {
+    return this.#log.mixtures
+  }
+
   get useObjection(): string | undefined {
     if (this.#settings.mode === 'colo') {
       const { consistent, generation } = this.#machine.state

@@ -20,7 +20,12 @@ void t.test('a read that is under way when the copy becomes a mixture is refused
     onError: () => undefined,
   })
   const group = {
-    ...{ memory, reception: { localLimit: MiB, hasLocalRoom: () => true }, stopping: false },
+    ...{
+      memory,
+      reception: { localLimit: MiB, hasLocalRoom: () => true },
+      stopping: false,
+      mixtures: 0,
+    },
     useObjection: undefined as string | undefined,
   }
   const disk = new SecondaryDisk('disk', image, layers, group)
@@ -35,4 +40,28 @@ void t.test('a read that is under way when the copy becomes a mixture is refused
   image.release()
   await mixed
   t.throws(() => disk.read(Buffer.alloc(SECTOR), 0), Fault, 'and so is what comes later')
+})
+
+void t.test('a read during which the copy was a mixture for a while is made again', async (t) => {
+  const memory = new PageMemory(MiB)
+  const image = new MemoryDevice(64 * SECTOR)
+  image.mode = 'held'
+  const layers = new DiskLayers({
+    ...{ image, memory, timers: NODE_TIMERS },
+    onFlushed: () => undefined,
+    onError: () => undefined,
+  })
+  const reception = { localLimit: MiB, hasLocalRoom: () => true }
+  const group = { memory, reception, stopping: false, useObjection: undefined, mixtures: 0 }
+  const disk = new SecondaryDisk('disk', image, layers, group)
+  const into = Buffer.alloc(SECTOR)
+  const reading = disk.read(into, 0)
+  await image.whenHeld(1)
+  group.mixtures += 1
+  image.release()
+  await image.whenHeld(1)
+  image.bytes.fill(7)
+  image.release()
+  await reading
+  t.ok(into.equals(Buffer.alloc(SECTOR, 7)), 'what it has found is of the whole copy')
 })
