@@ -62,7 +62,7 @@ async function alarmStays(t: Test, { primary }: Ward, { qmp }: Host): Promise<vo
 
 for (const [what, calls] of [
   ['flushes', ['fdatasync']],
-  ['writes', ['pwrite64']],
+  ['writes', ['pwrite64', 'pwritev']],
 ] as const)
   void t.test(`${what} of the journal that fail: no checkpoint, and it heals`, async (t) => {
     const pair = await ward(t, {})
@@ -189,7 +189,7 @@ void t.test(
     const { primary, guests } = pair
     await write(guests.sick, 1, 0, MiB)
     const last = SIZE - BLOCK
-    for (const calls of [['fdatasync'], ['pwrite64']]) {
+    for (const calls of [['fdatasync'], ['pwrite64', 'pwritev']]) {
       const failing = await fail(t, primary, calls, map)
       await t.rejects(guests.sick.write(Buffer.alloc(BLOCK, 2), last), { code: 'IO' })
       await failing.hit()
