@@ -38,7 +38,6 @@ export class EpochKeeper {
   readonly #limit: number
   readonly #context: KeeperContext
   #restarting = false
-  #failures = 0
   #mixtures = 0
   #closing = false
   /** Commits that the log has been asked for and has not answered. */
@@ -104,19 +103,16 @@ export class EpochKeeper {
     const startedMs = nowMs()
     for (const each of layers()) each.cut()
     this.#appended = false
-    const failures = this.#failures
     const committed = (): void => {
-      // The log has failed in this very instant, and everybody was told so.
-      if (failures !== this.#failures) return
       for (const each of layers()) each.seal(checkpoint)
       if (!state.consistent) this.#mixtures += 1
       troubles.over('journal')
       const commitUs = Math.round((nowMs() - startedMs) * 1000)
       step({ type: 'committed', checkpoint, commitUs })
     }
-    const committing = this.#log.commit(checkpoint, state)
-    if (!isPromise(committing)) return committed()
-    const ended = committing.then(committed, (error: unknown) => {
+    const committing = this.#log.commit(checkpoint, state, committed)
+    if (!isPromise(committing)) return
+    const ended = committing.catch((error: unknown) => {
       // The log says that it has failed by itself, once for all commits.
       if (!(error instanceof Fault)) throw error
     })
@@ -133,7 +129,6 @@ export class EpochKeeper {
 
   /** The log cannot be written: no commit that it was asked for will ever be. */
   failed(fault: Fault): void {
-    this.#failures += 1
     this.#context.troubles.report('journal', fault.message)
     this.#context.step({ type: 'log-failed', reason: fault.message })
     // Last: memory that is given back lets frames in that were held, and the link that they came on has to be gone by then.

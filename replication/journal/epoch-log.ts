@@ -31,8 +31,11 @@ export interface EpochLog {
   discard(): void
   /** Remembers the state before it resolves. @throws Fault, and remembers the one before then */
   persist(state: ReplicaState): MaybePromise<void>
-  /** Ends the epoch: resolves when it, and `state`, are recoverable. @throws Fault when they are not and never will be */
-  commit(checkpoint: number, state: ReplicaState): MaybePromise<void>
+  /**
+   * Ends the epoch: `committed` is called once it, and `state`, are recoverable, at the instant from which they stay so
+   * whatever fails next. @throws Fault when they are not and never will be
+   */
+  commit(checkpoint: number, state: ReplicaState, committed: () => void): MaybePromise<void>
   /** Every epoch up to this one is in the disk's image: it need not be recovered. */
   flushed(disk: number, checkpoint: number): void
   /** Every epoch is in the disk's image: resolves when a crash can bring none of them back over what comes later. @throws Fault */
@@ -55,7 +58,7 @@ export const MEMORY_LOG: EpochLog = {
   sync: () => undefined,
   discard: () => undefined,
   persist: () => undefined,
-  commit: () => undefined,
+  commit: (_checkpoint, _state, committed) => committed(),
   flushed: () => undefined,
   retire: () => undefined,
   whenDrained: (wake) => wake(),

@@ -184,7 +184,11 @@ export class Journal implements EpochLog {
     }
   }
 
-  async commit(checkpoint: number, state: ReplicaState): Promise<void> {
+  async commit(
+    checkpoint: number,
+    state: ReplicaState,
+    committed: () => void = () => undefined,
+  ): Promise<void> {
     if (this.#failed !== undefined) throw this.#failed
     assert(checkpoint > this.#queuedCommit, 'checkpoints are committed in order')
     // The record first: a segment that is begun for it must not say that it lies before.
@@ -197,6 +201,7 @@ export class Journal implements EpochLog {
     if (this.failure !== undefined) throw this.failure
     this.#committed = checkpoint
     this.#remembered = state
+    committed()
     if (this.#closed) return
     this.#put(frame('done', { position: checkpoint }))
     this.#start()

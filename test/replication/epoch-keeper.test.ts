@@ -38,9 +38,12 @@ function open(): {
   let answer: (() => void) | undefined
   const log: EpochLog = {
     ...MEMORY_LOG,
-    commit: () =>
+    commit: (_checkpoint, _state, committed) =>
       new Promise((resolve) => {
-        answer = resolve
+        answer = () => {
+          committed()
+          resolve()
+        }
       }),
   }
   const told: SecondaryInput[] = []

@@ -8,6 +8,7 @@ import { Journal } from '../../../replication/journal/journal.ts'
 import { replay, scan, type Recovered } from '../../../replication/journal/recovery.ts'
 import { encodeFrame, frame } from '../../../replication/machine/frame.ts'
 import { FRESH, type ReplicaState } from '../../../replication/machine/replica-state.ts'
+import type { SegmentFile } from '../../../replication/journal/segments.ts'
 import { MemorySegments } from './memory-segments.ts'
 
 const IDENTITY = { group: 'vm', disks: [{ name: 'a', size: 1 << 20 }] }
@@ -367,4 +368,44 @@ void t.test('a journal that is behind the images is refused', async (t) => {
   const text = header.toString('latin1').replace('"committed":5', '"committed":4')
   t.notOk(text === header.toString('latin1'))
   t.match(await scan(store), { committed: 5, flushed: [5] })
+})
+
+/** Segments whose flushes end when the test says so. */
+class SlowSegments extends MemorySegments {
+  flushed: (() => void) | undefined
+
+  override async create(number: number): Promise<SegmentFile> {
+    const file = await super.create(number)
+    return {
+      ...file,
+      sync: async () => {
+        if (this.slow) await new Promise<void>((resolve) => (this.flushed = resolve))
+        await file.sync()
+      },
+    }
+  }
+
+  slow = false
+}
+
+void t.test('what was called committed stays so, whatever fails in that instant', async (t) => {
+  const store = new SlowSegments()
+  const { journal, failures } = await open(store)
+  store.slow = true
+  journal.append(write(1))
+  let told = 0
+  const committing = journal.commit(1, at(1), () => (told = 1)).catch(() => undefined)
+  while (store.flushed === undefined) await new Promise(setImmediate)
+  // The next record cannot be written while the commit is being flushed.
+  store.failing = 'append'
+  journal.append(write(2))
+  await new Promise(setImmediate)
+  store.flushed()
+  await committing
+  await new Promise(setImmediate)
+  t.equal(failures.length, 1)
+  store.failing = undefined
+  store.slow = false
+  await journal.restart()
+  t.equal((await scan(store))?.committed, told)
 })
