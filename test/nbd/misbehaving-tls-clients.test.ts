@@ -1,7 +1,8 @@
 /** What a client does wrong around STARTTLS harms nobody else, and gets it nothing. */
 
-import type { ConnectionOptions } from 'node:tls'
+import { Socket } from 'node:net'
 import path from 'node:path'
+import { TLSSocket, type ConnectionOptions } from 'node:tls'
 
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
@@ -22,6 +23,9 @@ import {
 } from './harness.ts'
 import { STARTTLS, askForTls, certificateOf, keyOf, secure } from './tls-client.ts'
 import { DF, READ, STRUCTURED_REPLY, WRITE, option } from './wire.ts'
+
+/** Arguments: whether there are several, and what. */
+type Handed = [several: boolean, data: Buffer | { readonly chunk: Buffer }[], ...rest: unknown[]]
 
 const TRANSPORTS: TransportMode[] = ['in-place', 'copying']
 const GO = optionRequest(7, goPayload('disk', []))
@@ -320,6 +324,34 @@ void t.test('a flood of writes through TLS waits in the client, not here', async
   for (let cookie = 0; cookie < count; cookie += 1) t.equal((await flooder.reply()).error, 0)
   flooder.socket.destroy()
   innocent.socket.destroy()
+})
+
+void t.test('replies that a client does not take are not encrypted ahead of time', async (t) => {
+  const { tls, vm1 } = await withKeys(t)
+  const here = await stage(t, { tls })
+  const client = await attached(here, vm1)
+  client.socket.pause()
+  // What a stream of Node hands to TLS, which encrypts it at once: one chunk, or several.
+  let handed = 0
+  const streams = Socket.prototype as unknown as Record<'_writeGeneric', (...given: Handed) => void>
+  const { _writeGeneric: original } = streams
+  t.teardown(() => (streams._writeGeneric = original))
+  streams._writeGeneric = function (this: unknown, ...given: Handed) {
+    const [, data] = given
+    const chunks = Array.isArray(data) ? data.map(({ chunk }) => chunk) : [data]
+    if (this instanceof TLSSocket && this !== client.socket)
+      handed += chunks.reduce((sum, { length }) => sum + length, 0)
+    original.apply(this, given)
+  }
+  const [count, length] = [16, 512 * KiB]
+  for (let cookie = 0; cookie < count; cookie += 1)
+    client.send(request(READ, cookie, cookie * 4, length))
+  await until(() => here.server.connections[0]?.requests === count && handed > 0)
+  t.ok(handed < 400 * KiB, `${handed} bytes`)
+  client.socket.resume()
+  for (let cookie = 0; cookie < count; cookie += 1)
+    t.equal((await client.reply(length)).cookie, cookie)
+  client.socket.destroy()
 })
 
 void t.test(
