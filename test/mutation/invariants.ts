@@ -91,7 +91,7 @@ export const INVARIANTS: readonly Mutant[] = [
     defect: "the secondary's guest reads what the primary wrote since the last checkpoint",
     file: 'ramdisk/disk-layers.ts',
     from: 'return readThrough(this.#image, this.#readable, into, at)',
-    to: 'return readThrough(this.#image, [...this.#readable, this.#pending], into, at)',
+    to: 'return readThrough(this.#image, [...this.#readable, ...this.#received.layers], into, at)',
     ...SIMULATION,
   },
   {
