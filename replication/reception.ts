@@ -15,6 +15,8 @@ import { SLAB, type PageMemory } from '../ramdisk/page-memory.ts'
 import type { EpochKeeper } from './epoch-keeper.ts'
 import { PUNCH, type Frame } from './machine/frame.ts'
 
+/** The part of the memory that a secondary speaks of as its capacity, and measures pressure by; the rest is for indexes. */
+export const CAPACITY_PART = 0.85
 /** The part of the memory that data may fill before what comes is spilled. */
 const DATA_PART = 0.75
 /** The part of the memory that the secondary's own guests may fill with data. */

@@ -25,15 +25,12 @@ import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryEffect, SecondaryInput } from './machine/secondary-io.ts'
 import { SecondaryMachine } from './machine/secondary.ts'
 import { OwnChanges } from './regions/own-changes.ts'
-import { Reception } from './reception.ts'
+import { CAPACITY_PART, Reception } from './reception.ts'
 import type { ChangedRange, RegionMap } from './regions/region-map.ts'
 import { Requests } from './requests.ts'
 import { SecondaryDisk } from './secondary-disk.ts'
 import type { GroupSettings } from './settings.ts'
 import type { Troubles } from './troubles.ts'
-
-/** The part of the memory that data may fill at most; the rest is for the index over it. */
-const DATA_SHARE = 0.85
 
 export interface SecondaryHooks {
   /** The maps of changed regions, by disk; there from recover() on. */
@@ -369,7 +366,7 @@ export class SecondarySide {
       timeoutMs,
       disks,
       replica: this.#replica,
-      capacity: Math.floor(memory * DATA_SHARE),
+      capacity: Math.floor(memory * CAPACITY_PART),
     })
   }
 
@@ -380,12 +377,10 @@ export class SecondarySide {
     if (heldLink !== undefined) this.#step({ type: 'heartbeat', link: heldLink, nowMs })
     this.#step({ type: 'tick', nowMs })
     this.#step({
-      ...{
-        type: 'held',
-        nowMs,
-        bytes: this.memory.bytesInUse,
-        spilledBytes: this.reception.spilledBytes,
-      },
+      type: 'held',
+      nowMs,
+      bytes: this.memory.bytesInUse,
+      spilledBytes: this.reception.spilledBytes,
       held: heldLink !== undefined,
       progress: this.#disks.reduce((sum, { layers }) => sum + layers.progress, this.#log.progress),
     })

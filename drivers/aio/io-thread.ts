@@ -5,9 +5,9 @@
 
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 
-import { AdaptivePolling } from '../../core/adaptive-polling.ts'
 import { assert } from '../../core/assert.ts'
 import { ImageIo, type ImageDescription } from './image-io.ts'
+import { LookOut } from './look-out.ts'
 import { errno, loadNative } from './native.ts'
 import * as ring from './ring.ts'
 
@@ -40,9 +40,8 @@ const shared = new Map<number, SharedArrayBuffer>()
 const EXTENT_LIMIT = 4096
 /** Completions of quick requests announced together: fewer wake-ups of the main thread, little delay. */
 const BATCH = 8
-/** Milliseconds to look for the next request: what a client takes from the answer to a request to the next one. */
-const LOOKING_MS = 0.1
-const polling = new AdaptivePolling()
+const lookOut = new LookOut()
+const hasMore = (): boolean => requests.hasSubmitted
 let found: Float64Array | undefined
 let mailRead = -1
 
@@ -62,20 +61,10 @@ do {
     served += 1
   }
   if (silent > 0) ringDoorbell()
-  // Where requests come one by one, the next comes soon or late; with more of them there is little sleep to save.
-  if (served === 1 && length <= ring.BRIEF && polling.tries()) lookOut()
+  // Where small requests come one by one, what finds this thread awake need not wake it; with more of them there is little
+  // sleep to save.
+  if (served === 1 && length <= ring.BRIEF && lookOut.tries()) lookOut.sees(hasMore)
 } while (requests.sleep())
-
-/** Looks for another request for a moment: what finds this thread awake need not wake it. */
-function lookOut(): void {
-  const end = performance.now() + LOOKING_MS
-  while (!requests.hasSubmitted) {
-    if (performance.now() < end) continue
-    polling.failed()
-    return
-  }
-  polling.paidOff()
-}
 
 /** Returns the number of completions that are then unannounced. */
 function ringDoorbell(): 0 {

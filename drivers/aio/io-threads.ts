@@ -12,10 +12,10 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 
-import { AdaptivePolling } from '../../core/adaptive-polling.ts'
 import { assert } from '../../core/assert.ts'
 import type { ImageDescription } from './image-io.ts'
 import type { MemoryNotice, ThreadStart } from './io-thread.ts'
+import { LookOut } from './look-out.ts'
 import type { Native } from './native.ts'
 import { BRIEF, Ring, SLOTS, THREAD_LOST, WRITE, type Operation } from './ring.ts'
 import { SharedMemory } from './shared-memory.ts'
@@ -32,9 +32,6 @@ export interface IoRequest {
   settle(result: number, stoppedAt: number): void
 }
 
-/** Milliseconds to look for the completion of the only request: what waking a thread and the page cache take, twice. */
-const LOOKING_MS = 0.1
-
 export class IoThreads {
   readonly #ring = new Ring()
   readonly #image: ImageDescription
@@ -48,7 +45,7 @@ export class IoThreads {
   readonly #shared: SharedMemory
   #slow = 0
   #wakeQueued = false
-  readonly #polling = new AdaptivePolling()
+  readonly #lookOut = new LookOut()
   #silenced = false
   /** Bytes of the request that was submitted last. */
   #lastLength = 0
@@ -126,7 +123,7 @@ export class IoThreads {
     const missing = wanted - active
     if (missing > 0 && idle > 0) this.#ring.wake(missing)
     if (missing > idle) this.#grow()
-    else if (inFlight === 1 && this.#isBrief && this.#polling.tries()) this.#lookOut()
+    else if (inFlight === 1 && this.#isBrief && this.#lookOut.tries()) this.#awaitBrief()
     if (this.#silenced && this.#free.length < SLOTS) this.#collect()
   }
 
@@ -136,19 +133,14 @@ export class IoThreads {
   }
 
   /** Waits a moment for the only request, without sleep and without the doorbell's way through the event loop. */
-  #lookOut(): void {
+  #awaitBrief(): void {
     if (!this.#silenced) this.#ring.silenceDoorbell()
     this.#silenced = true
-    const end = performance.now() + LOOKING_MS
-    while (!this.#ring.hasCompleted) {
-      if (performance.now() < end) continue
-      this.#polling.failed()
-      return
-    }
-    this.#polling.paidOff()
-    // The doorbell stays silent: nothing is under way that could ring it.
-    this.#takeCompleted()
+    // Where it was seen the doorbell stays silent: nothing is under way that could ring it.
+    if (this.#lookOut.sees(this.#hasCompleted)) this.#takeCompleted()
   }
+
+  readonly #hasCompleted = (): boolean => this.#ring.hasCompleted
 
   #grow(): void {
     const start: ThreadStart = {

@@ -10,7 +10,8 @@ import { NODE_TIMERS } from '../../replication/node-timers.ts'
 import { SecondaryDisk } from '../../replication/secondary-disk.ts'
 import { MemoryDevice } from '../nbd/memory-device.ts'
 
-void t.test('a read that is under way when the copy becomes a mixture is refused', async (t) => {
+/** A disk whose image holds its reads back, and the group that a test changes meanwhile. */
+function stage() {
   const memory = new PageMemory(MiB)
   const image = new MemoryDevice(64 * SECTOR)
   image.mode = 'held'
@@ -20,15 +21,17 @@ void t.test('a read that is under way when the copy becomes a mixture is refused
     onError: () => undefined,
   })
   const group = {
-    ...{
-      memory,
-      reception: { localLimit: MiB, hasLocalRoom: () => true },
-      stopping: false,
-      mixtures: 0,
-    },
+    memory,
+    reception: { localLimit: MiB, hasLocalRoom: () => true },
+    stopping: false,
+    mixtures: 0,
     useObjection: undefined as string | undefined,
   }
-  const disk = new SecondaryDisk('disk', image, layers, group)
+  return { image, group, disk: new SecondaryDisk('disk', image, layers, group) }
+}
+
+void t.test('a read that is under way when the copy becomes a mixture is refused', async (t) => {
+  const { image, group, disk } = stage()
   const whole = disk.read(Buffer.alloc(SECTOR), 0)
   image.release()
   await whole
@@ -43,17 +46,7 @@ void t.test('a read that is under way when the copy becomes a mixture is refused
 })
 
 void t.test('a read during which the copy was a mixture for a while is made again', async (t) => {
-  const memory = new PageMemory(MiB)
-  const image = new MemoryDevice(64 * SECTOR)
-  image.mode = 'held'
-  const layers = new DiskLayers({
-    ...{ image, memory, timers: NODE_TIMERS },
-    onFlushed: () => undefined,
-    onError: () => undefined,
-  })
-  const reception = { localLimit: MiB, hasLocalRoom: () => true }
-  const group = { memory, reception, stopping: false, useObjection: undefined, mixtures: 0 }
-  const disk = new SecondaryDisk('disk', image, layers, group)
+  const { image, group, disk } = stage()
   const into = Buffer.alloc(SECTOR)
   const reading = disk.read(into, 0)
   await image.whenHeld(1)
