@@ -9,7 +9,14 @@
 
 import { ACKS, type Ack, type GroupMode } from '../group.ts'
 import { flagOf, malformed, objectOf, oneOf, parseFields, textOf, wholeOf } from './fields.ts'
-import { lineageOf, relate, type Fork, type Lineage, type Relation } from './replica-state.ts'
+import {
+  lineageOf,
+  MAX_HISTORY,
+  relate,
+  type Fork,
+  type Lineage,
+  type Relation,
+} from './replica-state.ts'
 
 /** Versions of the link protocol that this build speaks. */
 export const PROTOCOL = { min: 1, max: 1 } as const
@@ -226,7 +233,7 @@ function leftBehind(source: Hello, target: Hello, forks: Forks): Verdict {
 function parted(
   source: Hello,
   target: Hello,
-  { ours, theirs }: Extract<Relation, { kind: 'parted' }>,
+  { ours, theirs, surely }: Extract<Relation, { kind: 'parted' }>,
 ): Verdict {
   const [left, right] = [ours[0], theirs[0]]
   const choice = chosen(source, target, () => {
@@ -236,14 +243,17 @@ function parted(
       (left.by === 'write' && right.by === 'promote' && right.checkpoint > left.checkpoint) ||
       (left.by === 'promote' && right.by === 'write' && left.checkpoint > right.checkpoint)
     const know = knowsSince(source, ours) && knowsSince(target, theirs)
-    return know && covered ? changesSince(left.checkpoint, true) : EVERYTHING
+    return know && covered && surely ? changesSince(left.checkpoint, true) : EVERYTHING
   })
   if (choice !== undefined) return choice
   const line = ({ generation, checkpoint }: Hello): string =>
     `${String(generation).slice(0, 8)} at checkpoint ${checkpoint}`
+  const what = surely
+    ? `split brain: both sides went on alone after checkpoint ${left.checkpoint}`
+    : `split brain, or a side that was away for too long: since checkpoint ${left.checkpoint} more lines were begun than the ${MAX_HISTORY} that a side remembers`
   return refuse(
     'split',
-    `split brain: both sides went on alone after checkpoint ${left.checkpoint}; this primary holds line ${line(source)}, the other side ${line(target)}; ${CHOOSE}`,
+    `${what}; this primary holds line ${line(source)}, the other side ${line(target)}; ${CHOOSE}`,
   )
 }
 

@@ -61,8 +61,9 @@ export class PrimaryStanding {
     this.shared = false
   }
 
-  /** The number of the next checkpoint. */
+  /** The number of the next checkpoint. Who commits it holds the present line, whether that is heard of or not. */
   announce(): number {
+    this.shared = true
     this.#announced += 1
     return this.#announced
   }

@@ -377,7 +377,8 @@ export class PrimaryMachine {
       return this.#closeLink('a guest wrote while the secondary was being greeted')
     const copies = verdict.resync === 'everything'
     this.#base(copies, verdict.at, Math.max(hello.announced ?? 0, hello.checkpoint))
-    this.#self.shared = true
+    // One that settles is part of this line with its first checkpoint, and until then of its own.
+    if (!verdict.settles) this.#self.shared = true
     this.#able = hello
     this.#durable = hello.durable
     if (this.#self.ack !== 'sent') this.#acknowledgeFrom(this.#self.ack)

@@ -6,13 +6,14 @@
  *
  * Invariants:
  *  - `history` is ordered from the oldest fork to the newest, and bounded.
+ *  - The first fork is never forgotten: two replicas of one origin are not taken for strangers, whatever else is.
  */
 
 import { assert } from '../../core/assert.ts'
 import { flagOf, malformed, objectOf, oneOf, textOf, wholeOf, type Fields } from './fields.ts'
 
-/** Forks that are remembered. A peer that is further behind gets a full copy. */
-const MAX_HISTORY = 16
+/** Forks that are remembered. Where they may be too few to tell which side is newer, an operator has to. */
+export const MAX_HISTORY = 16
 
 export interface Fork {
   /** The line that was left. */
@@ -64,10 +65,20 @@ export function forked(
 ): Lineage {
   if (generation === null) return { generation: next, history: [] }
   assert(generation !== next, 'a new generation is new')
-  return {
-    generation: next,
-    history: [...history, { generation, checkpoint, by }].slice(-MAX_HISTORY),
-  }
+  return { generation: next, history: bounded([...history, { generation, checkpoint, by }]) }
+}
+
+/**
+ * A peer takes part in a line with its first checkpoint there. A line that was left at the checkpoint at which the one before
+ * it was left has seen none, as far as is known: most likely nobody holds it, so such lines are forgotten first. It may be
+ * that a peer committed one unheard, and was not heard of again in a whole history of such lines.
+ */
+function bounded(history: readonly Fork[]): readonly Fork[] {
+  if (history.length <= MAX_HISTORY) return history
+  const fruitless = history.findIndex(
+    ({ by, checkpoint }, at) => by === 'write' && history[at - 1]?.checkpoint === checkpoint,
+  )
+  return history.toSpliced(fruitless === -1 ? 1 : fruitless, 1)
 }
 
 /** How the first line stands to the second one. */
@@ -76,11 +87,15 @@ export type Relation =
   /** The second one was left by the first at the first of these forks. */
   | { readonly kind: 'ahead'; readonly since: readonly [Fork, ...Fork[]] }
   | { readonly kind: 'behind' }
-  /** Both left a common line, each at the first of its forks. */
+  /**
+   * Both left a common line, each at the first of its forks. `surely`: no later one may have been common, and neither side
+   * merely be behind, by forks that were forgotten.
+   */
   | {
       readonly kind: 'parted'
       readonly ours: readonly [Fork, ...Fork[]]
       readonly theirs: readonly [Fork, ...Fork[]]
+      readonly surely: boolean
     }
   | { readonly kind: 'unrelated' }
 
@@ -92,8 +107,9 @@ export function relate(ours: Lineage, theirs: Lineage): Relation {
   if (forksFrom(theirs, ours.generation) !== undefined) return { kind: 'behind' }
   for (const { generation } of ours.history.toReversed()) {
     const [left, right] = [forksFrom(ours, generation), forksFrom(theirs, generation)]
-    if (left !== undefined && right !== undefined)
-      return { kind: 'parted', ours: left, theirs: right }
+    if (left === undefined || right === undefined) continue
+    const surely = ![ours, theirs].some(({ history }) => history.length === MAX_HISTORY)
+    return { kind: 'parted', ours: left, theirs: right, surely }
   }
   return { kind: 'unrelated' }
 }

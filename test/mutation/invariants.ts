@@ -285,6 +285,15 @@ export const INVARIANTS: readonly Mutant[] = [
     caughtBy: 'two sides that both went on alone are refused until an operator has chosen',
   },
   {
+    of: '18',
+    defect: 'a side that stayed where it was becomes a stranger to a primary that was often alone',
+    file: 'replication/machine/replica-state.ts',
+    from: 'return history.toSpliced(fruitless === -1 ? 1 : fruitless, 1)',
+    to: 'return history.slice(fruitless === -2 ? 1 : -MAX_HISTORY)',
+    test: 'test/replication/machine/replica-state.test.ts',
+    caughtBy: 'a line that others left at the same checkpoint is known however many they are',
+  },
+  {
     of: '19',
     defect: 'a trim leaves undefined content on the primary and zeroes on the secondary',
     file: 'replication/primary-disk.ts',

@@ -65,6 +65,7 @@ export function mark(pair: Pair, partial: boolean): void {
   if (link === null) return
   const side = primaryOf(pair, link.source)
   side.announced += 1
+  side.shared = true
   const checkpoint = side.announced
   const target = other(link.source)
   if (link.up[target] !== true) return
@@ -304,7 +305,7 @@ function follow(
     markBlock(primary, block, primary.announced + 1)
     from.regions[block] = true
   }
-  primary.shared = true
+  if (!verdict.settles) primary.shared = true
   primary.term = Math.max(primary.term, theirs.term)
   unsend(primary)
   const unsent = dirtyBlocks(primary)

@@ -107,6 +107,39 @@ void t.test('a line that was shared in an earlier process is left as well', (t) 
   t.end()
 })
 
+void t.test('a line that a secondary has only begun to get is not left again and again', (t) => {
+  const machine = newMachine({ checkpoint: 3, announced: 3 }, { shared: true })
+  machine.step(fork('g2'))
+  tell(t, 'a link that comes and goes', machine, [
+    ['write', 0, false],
+    [linkUp, ['send hello from p on g2 at 3/3']],
+    [hello({ checkpoint: 3, announced: 3 }), ['LINK up', HEARING]],
+    [ready, ['resync 1', SENDING]],
+    [down('cut'), ['LINK down: cut', 'PROTECTION unprotected: cut']],
+  ])
+  t.equal(machine.mustFork, false, 'the secondary has no checkpoint of it')
+  tell(t, 'the next time a marker is on its way', machine, [
+    [linkUp, ['send hello from p on g2 at 3/3']],
+    [hello({ checkpoint: 3, announced: 3 }), ['LINK up', HEARING]],
+    [ready, ['resync 2', SENDING]],
+    [resynced(2), ['send checkpoint 4', SETTLING]],
+    [down('cut'), ['LINK down: cut', 'PROTECTION unprotected: cut']],
+  ])
+  t.equal(machine.mustFork, true, 'it may be committed, unheard')
+  t.end()
+})
+
+void t.test('a secondary that joins the line as it is may hold it from then on', (t) => {
+  const machine = newMachine()
+  tell(t, 'a link that is lost before anything was sent', machine, [
+    GREETING,
+    GREETED,
+    [down('cut'), ['LINK down: cut', 'PROTECTION unprotected: cut']],
+  ])
+  t.equal(machine.mustFork, true)
+  t.end()
+})
+
 void t.test('what is remembered at the end in order is exact, and unknown otherwise', (t) => {
   const machine = newMachine()
   tell(t, 'states', machine, [...CONNECTED, [checkpoint(1), ['send checkpoint 1']]])

@@ -8,7 +8,7 @@ import {
   type RefusalCode,
   type Verdict,
 } from '../../../replication/machine/handshake.ts'
-import type { Fork } from '../../../replication/machine/replica-state.ts'
+import { MAX_HISTORY, type Fork } from '../../../replication/machine/replica-state.ts'
 import { PRIMARY, SECONDARY } from './hellos.ts'
 
 const write = (generation: string, checkpoint: number): Fork => ({
@@ -319,6 +319,43 @@ void t.test('two sides that both went on alone are refused until an operator has
   ])
   t.end()
 })
+
+void t.test(
+  'what cannot be told any more, an operator has to, and then everything is sent',
+  (t) => {
+    const lines = Array.from({ length: MAX_HISTORY - 1 }, (_, at) => write(`h${at}`, 6 + at))
+    const long = { generation: 'g2', history: [write('g0', 1), ...lines], checkpoint: 99 }
+    const away = { generation: 'g1', history: [write('g0', 1)] }
+    check(t, [
+      [
+        'a side that may be behind, or may have gone on alone',
+        long,
+        away,
+        [
+          'split',
+          /away for too long: since checkpoint 1 more lines were begun than the 16 .* g2 at checkpoint 99, the other side g1 at checkpoint 5; choose/,
+        ],
+      ],
+      ['its data is given up', long, { ...away, discard: 'local' }, 'everything'],
+      [
+        'even where each side knows what it changed since',
+        {
+          ...{ generation: 'g2', history: [write('g0', 5), ...lines.map(() => write('h', 5))] },
+          discard: 'remote',
+        },
+        { generation: 'g1', history: [write('g0', 5)] },
+        'everything',
+      ],
+      [
+        'the line that it holds is remembered',
+        { ...long, history: [...long.history.slice(0, -1), write('g1', 5)], checkpoint: 5 },
+        away,
+        BEHIND_ALONE,
+      ],
+    ])
+    t.end()
+  },
+)
 
 void t.test('two sides that never met are refused until an operator has chosen', (t) => {
   const stranger = { generation: 'g9' }
