@@ -18,6 +18,7 @@ import {
   type StateFile,
   type StateFiles,
 } from '../state-files.ts'
+import { OpenSegments } from './open-segments.ts'
 import type { SegmentFile, SegmentStore } from './segments.ts'
 
 const NAME = /^journal-(\d{8,})\.seg$/
@@ -66,6 +67,7 @@ class FileSegments implements SegmentStore {
   readonly place: string
   readonly #files: StateFiles
   readonly #unlock: () => Promise<void>
+  readonly #reading = new OpenSegments((number) => this.#files.open(this.#path(number), 'read'))
 
   constructor(place: string, files: StateFiles, unlock: () => Promise<void>) {
     this.place = place
@@ -85,32 +87,29 @@ class FileSegments implements SegmentStore {
 
   create(number: number): Promise<SegmentFile> {
     return this.#attempt('write', async () => {
+      await this.#reading.forget(number)
       const file = await this.#files.open(this.#path(number), 'new')
       return new Segment(file, this)
     })
   }
 
   read(number: number, at: number, into: Buffer): Promise<number> {
-    return this.#attempt('read', async () => {
-      const file = await this.#files.open(this.#path(number), 'read')
-      try {
-        return await file.read(into, at)
-      } finally {
-        await file.close()
-      }
-    })
+    return this.#attempt('read', () => this.#reading.read(number, at, into))
   }
 
   remove(number: number): Promise<void> {
     return this.#attempt('remove', async () => {
+      // The space is given back when nobody has it open any more.
+      await this.#reading.forget(number)
       await this.#files.remove(this.#path(number))
       // In order: a crash must not bring an older one back alone.
       await this.syncNames()
     })
   }
 
-  close(): Promise<void> {
-    return this.#unlock()
+  async close(): Promise<void> {
+    await this.#reading.close()
+    await this.#unlock()
   }
 
   /** Makes the names in the folder durable. */
