@@ -57,7 +57,7 @@ export const resize: Subcommand = {
   positional: 'EXPORT SIZE',
   options: COMMON,
   notes: `SIZE is in bytes, or such as 20G. Clients that connect from then on see it. A disk becomes smaller only while no
-client uses it. A replicated disk keeps its size.`,
+client uses it, and a replicated one never does: grow that on the secondary first, then on the primary.`,
   run: (given, terminal) => {
     const device = needed(resize, given.positional)
     const size = sizeOf(given)

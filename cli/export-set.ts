@@ -101,12 +101,13 @@ export class ExportSet implements ExportTable {
       const { registry, logger } = this.#options
       const exported = this.#named(name)
       // What may be refused comes first: then the disk and its clients are as they were.
-      registry.refuseRemoval(name)
+      await registry.refuseRemoval(name)
       if (!force) refuseUsed(clients, name, 'be removed', 'detach them first, or use force')
       this.#exports.delete(name)
       try {
         exported.device.stopWaiting?.()
         await clients.dismiss(exported)
+        await registry.dismiss(name)
       } catch (error) {
         // It is as it was, but for its clients.
         this.#exports.set(name, exported)

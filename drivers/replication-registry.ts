@@ -28,7 +28,7 @@ import { hasFileSegments, openFileSegments } from '../replication/journal/file-s
 import { ReplicationListener } from '../replication/listener.ts'
 import { NODE_TIMERS } from '../replication/node-timers.ts'
 import { runFenceHook } from '../replication/fence-hook.ts'
-import { openFileRegions } from '../replication/regions/file-regions.ts'
+import { openFileRegions, removeFileRegions } from '../replication/regions/file-regions.ts'
 import { memoryRegions } from '../replication/regions/region-store.ts'
 import { ReplicaDisk } from '../replication/replica-disk.ts'
 import { ReplicaGroup } from '../replication/replica-group.ts'
@@ -123,6 +123,9 @@ export class ReplicationRegistry {
         if (!(await hasFileSegments(folderOf(group)))) return memoryRegions(size, REGION)
         return openFileRegions(folderOf(group), disk, size, REGION, fresh)
       },
+      removeRegions: async (group, disk) => {
+        if (await hasFileSegments(folderOf(group))) await removeFileRegions(folderOf(group), disk)
+      },
       fence: async (program, request) => {
         const outcome = await runFenceHook(program, request)
         const what = outcome.fenced ? 'the other side is fenced' : 'the other side is not fenced'
@@ -178,16 +181,19 @@ export class ReplicationRegistry {
         { remedy },
       )
     } else if (terms.settings.wire === 'blktap2') throw oneDisk(exportName, group)
-    if (member.started) throw runs(group)
     // Replication works in sectors; an image with larger blocks (O_DIRECT) is changed by reading, patching and writing.
     const inSectors = below.geometry.block.min > SECTOR ? new Guard(below, false) : below
     return member.group.attach(exportName, inSectors)
   }
 
-  /** Begins to connect and to listen with the groups that have not begun yet, once every disk is attached. */
+  /**
+   * Begins to connect and to listen with the groups that have not begun yet, once every disk is attached; to groups that run,
+   * adds what was attached since.
+   */
   async start(): Promise<void> {
     const begun = [...this.#members].filter(([, { started }]) => !started)
-    for (const [, { group }] of begun) await group.start()
+    for (const [, { group, started }] of this.#members)
+      await (started ? group.admit() : group.start())
     for (const [name, member] of begun) {
       member.started = true
       member.listener?.add(name, member.group)
@@ -195,12 +201,21 @@ export class ReplicationRegistry {
     }
   }
 
-  /** @throws Fault when a disk must not be closed, because its group goes on */
-  refuseRemoval(exportName: string): void {
-    for (const [name, { group }] of this.#members) {
-      const { disks } = group.status()
-      if (disks.length > 1 && disks.some((disk) => disk.name === exportName)) throw runs(name)
-    }
+  /** @throws Fault when a disk cannot leave its group now, which goes on with others */
+  async refuseRemoval(exportName: string): Promise<void> {
+    for (const group of this.#groupsLeft(exportName)) await group.refuseDismissal(exportName)
+  }
+
+  /** A disk is about to be closed. Its group runs on where it has others. @throws Fault, with the disk as it was */
+  async dismiss(exportName: string): Promise<void> {
+    for (const group of this.#groupsLeft(exportName)) await group.dismiss(exportName)
+  }
+
+  /** The groups that have this disk among others. */
+  #groupsLeft(exportName: string): ReplicaGroup[] {
+    return [...this.#members.values()]
+      .map(({ group }) => group)
+      .filter((group) => group.has(exportName) && group.size > 1)
   }
 
   /** Ends what belongs to groups that are closed. */
@@ -324,13 +339,6 @@ function oneDisk(exportName: string, group: string): Fault {
   return new Fault('INVALID', `group "${group}" has a disk already, and wire=blktap2 carries one`, {
     where: exportName,
     remedy: 'give each disk a group and an address of its own, or use wire=colotap on both sides',
-  })
-}
-
-function runs(group: string): Fault {
-  return new Fault('NOT_SUPPORTED', 'the disks of a running group cannot be changed', {
-    where: `group ${group}`,
-    remedy: 'restart the server with the disks that it is to have',
   })
 }
 

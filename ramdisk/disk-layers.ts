@@ -53,7 +53,7 @@ type Role = 'following' | 'active' | 'closed'
 export class DiskLayers {
   readonly #image: BlockDevice
   readonly #memory: PageMemory
-  readonly #size: number
+  #size: number
   readonly #lock = new RangeLock()
   readonly #flusher: Flusher
   readonly #onFlushed: (checkpoint: number) => void
@@ -85,6 +85,28 @@ export class DiskLayers {
     this.#received = new ReceivedEpochs(options.memory, this.#size)
     this.#local = this.#newEpoch()
     this.#showLayers()
+  }
+
+  /** Runs `work` while no epoch is written to the image. */
+  async alone(work: () => Promise<void>): Promise<void> {
+    const ticket = await this.#lock.acquire(0, this.#size)
+    try {
+      await work()
+    } finally {
+      this.#lock.release(ticket)
+    }
+  }
+
+  /** The image has become larger, and holds zeroes there. */
+  grow(size: number): void {
+    this.#received.grow(size)
+    for (const epoch of [this.#local, ...this.#sealed]) epoch.grow(size)
+    this.#size = size
+  }
+
+  /** Bytes of the disk: the image may be ahead while it grows. */
+  get size(): number {
+    return this.#size
   }
 
   /** Bytes of data held in all layers, whole sectors; runs of zeroes hold none. */

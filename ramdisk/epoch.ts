@@ -42,7 +42,7 @@ export interface HeldRun {
 }
 
 export class Epoch {
-  readonly #size: number
+  #size: number
   readonly #arena: SlotArena
   readonly #tree: PageTree
   #bytes = 0
@@ -57,6 +57,12 @@ export class Epoch {
       this.#account(entry, -pages)
       if (isData(entry)) this.#arena.free(entry >>> 8)
     })
+  }
+
+  /** The disk has become larger. Not refused at the memory limit: it takes a few nodes. */
+  grow(diskSize: number): void {
+    this.#tree.grow(Math.ceil(diskSize / PAGE))
+    this.#size = diskSize
   }
 
   /** Bytes held as data: whole sectors. */

@@ -29,7 +29,7 @@ export type EntryDropped = (entry: number, pages: number) => void
 
 export class PageTree {
   readonly #arena: SlotArena
-  readonly #top: number
+  #top: number
   readonly #dropped: EntryDropped
   #planted = false
   /** The page of nodes that is being used up: its next node, and how many are left. */
@@ -48,6 +48,22 @@ export class PageTree {
     let top = 0
     while (top < MOST_LEVELS - 1 && FANOUT ** (top + 1) < pages) top += 1
     this.#top = top
+  }
+
+  /** Makes room for more pages: what there is becomes the first child of a new root. */
+  grow(pages: number): void {
+    while (this.#top < MOST_LEVELS - 1 && FANOUT ** (this.#top + 1) < pages) {
+      if (this.#planted) {
+        const child = this.#newNode(0)
+        for (let index = 0; index < FANOUT; index += 1) {
+          this.#setWord(child, index, this.#word(0, index))
+          this.#setWord(0, index, 0)
+        }
+        this.#setWord(0, 0, child)
+      }
+      this.#top += 1
+      this.#leafGroup = -1
+    }
   }
 
   /** The entry of `page`; 0 where none was set. */

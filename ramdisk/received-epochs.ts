@@ -19,7 +19,7 @@ export type Parts = readonly Layer[]
 
 export class ReceivedEpochs {
   readonly #memory: PageMemory
-  readonly #size: number
+  #size: number
   #pending: Epoch
   #spilled: SpilledEpoch | undefined
   /** Oldest first. */
@@ -29,6 +29,12 @@ export class ReceivedEpochs {
     this.#memory = memory
     this.#size = diskSize
     this.#pending = new Epoch(memory, diskSize)
+  }
+
+  /** The disk has become larger. */
+  grow(diskSize: number): void {
+    for (const layer of this.layers) layer.grow(diskSize)
+    this.#size = diskSize
   }
 
   /** Whether the growing epoch has a spilled part. */

@@ -34,7 +34,7 @@ const RECORDS_PER_PAGE = PAGE / 4 / RECORD_WORDS
 const MOST_RECORDS = 0x7fffffff
 
 export class SpilledEpoch {
-  readonly #size: number
+  #size: number
   readonly #source: RecordSource
   readonly #arena: SlotArena
   readonly #tree: PageTree
@@ -55,6 +55,12 @@ export class SpilledEpoch {
       if (entry > 0) this.#bytes -= sectors * SECTOR
       else this.#zeroBytes -= sectors * SECTOR
     })
+  }
+
+  /** As Epoch.grow(). */
+  grow(diskSize: number): void {
+    this.#tree.grow(sectorsTo(diskSize))
+    this.#size = diskSize
   }
 
   /** Bytes held as data, elsewhere: whole sectors. */

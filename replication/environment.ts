@@ -45,6 +45,8 @@ export interface GroupEnvironment {
   openSegments(group: string): Promise<SegmentStore>
   /** The map of what changed of a disk, beside the group's journal. `fresh`: nothing is known to differ. @throws Fault */
   openRegions(group: string, disk: string, size: number, fresh: boolean): Promise<RegionStore>
+  /** Forgets the map of a disk that is one of the group's no longer. @throws Fault */
+  removeRegions(group: string, disk: string): Promise<void>
   /** Whether a group has left a journal there. */
   hasSegments(group: string): Promise<boolean>
   /** Asks the operator's program whether the other side is fenced. Never rejects. */

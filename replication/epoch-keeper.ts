@@ -16,6 +16,8 @@ import type { RecordSource } from '../ramdisk/record-source.ts'
 import type { EpochLog } from './journal/epoch-log.ts'
 import { MOST_BACKLOG } from './journal/journal.ts'
 import type { Frame } from './machine/frame.ts'
+import type { ApartDisks } from './machine/disk-sets.ts'
+import type { DiskIdentity } from './machine/handshake.ts'
 import type { ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryInput } from './machine/secondary-io.ts'
 import type { Troubles } from './troubles.ts'
@@ -37,8 +39,7 @@ export class EpochKeeper {
   /** Bytes that the log may grow to. */
   readonly #limit: number
   readonly #context: KeeperContext
-  #restarting = false
-  #mixtures = 0
+  #restarting: Promise<void> | undefined
   #closing = false
   /** Commits that the log has been asked for and has not answered. */
   readonly #committing = new Set<Promise<void>>()
@@ -57,9 +58,9 @@ export class EpochKeeper {
     return this.#log.durable
   }
 
-  /** How often what was committed was a part of a copy. */
-  get mixtures(): number {
-    return this.#mixtures
+  /** Whether the log cannot be written now. */
+  get isFailing(): boolean {
+    return this.#log.failure !== undefined
   }
 
   get bytes(): number {
@@ -101,11 +102,12 @@ export class EpochKeeper {
   commit(checkpoint: number, state: ReplicaState): void {
     const { nowMs, step, troubles, layers } = this.#context
     const startedMs = nowMs()
-    for (const each of layers()) each.cut()
+    // A disk that is added before the commit ends is not part of it.
+    const cut = [...layers()]
+    for (const each of cut) each.cut()
     this.#appended = false
     const committed = (): void => {
-      for (const each of layers()) each.seal(checkpoint)
-      if (!state.consistent) this.#mixtures += 1
+      for (const each of cut) each.seal(checkpoint)
       troubles.over('journal')
       const commitUs = Math.round((nowMs() - startedMs) * 1000)
       step({ type: 'committed', checkpoint, commitUs })
@@ -135,20 +137,23 @@ export class EpochKeeper {
     for (const each of this.#context.layers()) each.discardCut()
   }
 
-  restart(): void {
-    if (this.#restarting) return
-    this.#restarting = true
-    void this.#log.restart().then(
-      () => {
-        this.#restarting = false
-        this.#context.step({ type: 'log-restarted' })
-      },
-      (error: unknown) => {
-        this.#restarting = false
-        const { message } = asFault(error, 'IO', 'the journal cannot be begun again')
-        this.#context.step({ type: 'log-failed', reason: message })
-      },
-    )
+  /** Begins a log anew that has failed. Resolves when that is done, or has failed as well, of which the machine is told. */
+  restart(): Promise<void> {
+    this.#restarting ??= this.#restart().finally(() => {
+      this.#restarting = undefined
+    })
+    return this.#restarting
+  }
+
+  async #restart(): Promise<void> {
+    try {
+      await this.#log.restart()
+    } catch (error) {
+      const { message } = asFault(error, 'IO', 'the journal cannot be begun again')
+      this.#context.step({ type: 'log-failed', reason: message })
+      return
+    }
+    this.#context.step({ type: 'log-restarted' })
   }
 
   /** @param before has to be there before the state is remembered */
@@ -166,6 +171,21 @@ export class EpochKeeper {
   /** What a primary remembers of itself. @throws Fault when that cannot be made durable */
   persist(state: ReplicaState): MaybePromise<void> {
     return this.#log.persist(state)
+  }
+
+  /** Remembers that the group has these disks. @throws Fault */
+  change(disks: readonly DiskIdentity[], apart: ApartDisks): MaybePromise<void> {
+    return this.#log.change(disks, apart)
+  }
+
+  /** As EpochLog.keep(). */
+  keep(): () => void {
+    return this.#log.keep()
+  }
+
+  /** The disk of that number is one of the group's no longer. */
+  drop(disk: number): void {
+    this.#settled = this.#settled.filter((_, other) => other !== disk)
   }
 
   /** The disks are what their images hold, and follow a primary again. Every epoch is in the images. */

@@ -17,6 +17,8 @@ export interface DiskStatus {
   readonly size: number
   /** Bytes that differ, or may differ, from the last committed checkpoint. */
   readonly dirtyBytes: number
+  /** `whole`: checkpoints have it. It was added, and none has yet: `new` where its content is right, `partial` where it is none. */
+  readonly standing: 'whole' | 'new' | 'partial'
 }
 
 /** What the present role knows of a group. */

@@ -37,6 +37,8 @@ export interface PrimaryContext {
   readonly machine: PrimaryMachine
   /** The stream to the secondary; there is a link whenever the machine says that a write is to be forwarded. */
   readonly forwarding: Forwarding
+  /** Whether the group has the disk of that number no longer. */
+  isGone(index: number): boolean
   diskFailed(reason: string): void
   /** Resolves when a write may begin; at once while nothing has to be done before. @throws Fault when none may */
   ready(): MaybePromise<void>
@@ -65,6 +67,12 @@ export class PrimaryDisk implements BlockDevice {
           group.machine.nextDirty(index, from, limit, group.machine.committed),
         ),
     }
+  }
+
+  /** By which the present link knows it; undefined while that does not carry it. */
+  get number(): number | undefined {
+    const { machine } = this.#group
+    return machine.carries(this.#index) ? machine.numberOf(this.#index) : undefined
   }
 
   get geometry(): Geometry {
@@ -127,6 +135,26 @@ export class PrimaryDisk implements BlockDevice {
     this.#below.stopWaiting?.()
   }
 
+  /** Runs `work` while no write and no copy of the disk is under way. */
+  async alone(work: () => Promise<void>): Promise<void> {
+    const ticket = await this.#lock.acquire(0, this.geometry.size)
+    try {
+      await work()
+    } finally {
+      this.#lock.release(ticket)
+    }
+  }
+
+  /** The image has become larger by this range, which holds zeroes. */
+  extend(at: number, length: number): MaybePromise<void> {
+    return this.#change(
+      at,
+      length,
+      () => undefined,
+      (last) => this.#forwardZero(at, length, last),
+    )
+  }
+
   resize(): Promise<void> {
     return Promise.reject(
       new Fault('NOT_SUPPORTED', 'a replicated disk cannot be resized', { where: this.name }),
@@ -159,7 +187,8 @@ export class PrimaryDisk implements BlockDevice {
    */
   resend(at: number, buffer: Buffer, wanted: () => boolean): Promise<number> {
     return this.capture(buffer, at, () => {
-      if (!wanted()) return 0
+      // The disk may have left the stream while it was read.
+      if (!wanted() || this.number === undefined) return 0
       // Holes stay holes, and a discarded disk is not sent byte by byte.
       const empty = buffer.equals(ZEROES.subarray(0, buffer.length))
       return new Promise<number>((resolve) => {
@@ -211,6 +240,9 @@ export class PrimaryDisk implements BlockDevice {
   }
 
   #checkWritable(): void {
+    // A write that waited while the disk has left its group: below it there is nothing that is tracked any more.
+    if (this.#group.isGone(this.#index))
+      throw new Fault('NOT_PERMITTED', 'this disk has been removed', { where: this.name })
     const objection = this.#group.machine.writeObjection
     if (objection !== undefined) {
       throw new Fault('NOT_PERMITTED', objection, {
@@ -276,18 +308,20 @@ export class PrimaryDisk implements BlockDevice {
 
   /** @param last sends the last frame, whose hand-over covers the others: they leave in order */
   #forwardBytes(from: Buffer, at: number, last: (data: Frame) => void): void {
+    const disk = this.#group.machine.numberOf(this.#index)
     for (let done = 0; done < from.length; done += MAX_PAYLOAD) {
       const payload =
         from.length <= MAX_PAYLOAD
           ? from
           : from.subarray(done, Math.min(from.length, done + MAX_PAYLOAD))
-      const data = frame('write', { disk: this.#index, position: at + done, payload })
+      const data = frame('write', { disk, position: at + done, payload })
       if (done + payload.length === from.length) last(data)
       else this.#group.forwarding.send(data)
     }
   }
 
   #forwardZero(at: number, length: number, last: (data: Frame) => void): void {
-    last(frame('zero', { disk: this.#index, position: at, extent: length, flags: PUNCH }))
+    const disk = this.#group.machine.numberOf(this.#index)
+    last(frame('zero', { disk, position: at, extent: length, flags: PUNCH }))
   }
 }

@@ -34,6 +34,7 @@ import type { PrimaryEffect, PrimaryInput } from './machine/primary-io.ts'
 import { PrimaryMachine } from './machine/primary.ts'
 import type { ReplicaState } from './machine/replica-state.ts'
 import { PrimaryDisk } from './primary-disk.ts'
+import { dirtyRanges } from './regions/dirty-ranges.ts'
 import { retainChanges } from './regions/retain-changes.ts'
 import type { ChangedRange, RegionMap } from './regions/region-map.ts'
 import { Requests } from './requests.ts'
@@ -44,6 +45,9 @@ import { WriteGate } from './write-gate.ts'
 
 /** How often regions that need not be marked any more are looked for. */
 const RETAIN_MS = 30_000
+
+/** How long news of the other side's disks may be on their way, where a command depends on them. */
+const NEWS_MS = 1000
 
 export interface TrackedDisk {
   readonly name: string
@@ -72,7 +76,9 @@ export interface PrimaryOptions {
 
 export class PrimarySide {
   readonly machine: PrimaryMachine
-  readonly disks: readonly PrimaryDisk[]
+  readonly #disks: PrimaryDisk[]
+  /** By index, also those that were removed. */
+  readonly #tracked: (TrackedDisk & { gone?: true })[]
   readonly #options: PrimaryOptions
   readonly #checkpoints = new Requests<CheckpointResult>()
   readonly #connector: Connector | undefined
@@ -85,6 +91,12 @@ export class PrimarySide {
   readonly #gate: WriteGate
   #rate: number
   #complaint = ''
+  /** Never rejects. */
+  #retaining: Promise<void> = Promise.resolve()
+  /** Who waits for what the other side says of its disks. */
+  #awaitingNews: (() => void)[] = []
+  /** Copies that wait for the next epoch. */
+  #awaitingRoom: (() => void)[] = []
 
   constructor(options: PrimaryOptions) {
     const { settings, environment, disks, dial, replica, remembered, shared } = options
@@ -101,12 +113,13 @@ export class PrimarySide {
       persist: options.persist,
     })
     this.forwarding = new Forwarding(this.machine)
-    this.disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
+    this.#tracked = disks.map((disk) => ({ ...disk }))
+    this.#disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
     this.#verifier = new Verifier({
       ...{ group: settings.group, compareBytes: settings.compareBytes, machine: this.machine },
       ...{ environment, troubles: options.troubles },
       disks: () => this.disks,
-      regions: () => this.#options.disks.map(({ regions }) => regions),
+      regions: () => this.#tracked.map(({ regions }) => regions),
       step: (input) => this.#step(input),
     })
     for (const [index, { changed }] of disks.entries())
@@ -120,6 +133,82 @@ export class PrimarySide {
     })
   }
 
+  /** By index; one that was removed is there, and of no use. */
+  get disks(): readonly PrimaryDisk[] {
+    return this.#disks
+  }
+
+  isGone(index: number): boolean {
+    return this.#tracked[index]?.gone === true
+  }
+
+  /** The group has one more disk. */
+  addDisk(disk: TrackedDisk): PrimaryDisk {
+    const { name, below } = disk
+    const added = new PrimaryDisk(name, below, this, this.#disks.length)
+    this.#disks.push(added)
+    this.#tracked.push({ ...disk })
+    this.#step({ type: 'disk-added', disk: { name, size: below.geometry.size } })
+    return added
+  }
+
+  /** The group has a disk no longer, from now on. Resolves when nothing here uses it. */
+  async removeDisk(name: string): Promise<void> {
+    const index = this.#indexOf(name)
+    const tracked = this.#tracked[index]
+    if (tracked === undefined) return
+    tracked.gone = true
+    this.#step({ type: 'disk-removed', disk: index })
+    await this.#retaining
+    await this.#disks[index]?.quiet()
+  }
+
+  /**
+   * Why a disk cannot have this size, or undefined when it can. What was just done on the other side may be on its way here, so
+   * it is waited for a little.
+   */
+  async objectionToSize(name: string, size: number): Promise<string | undefined> {
+    const objection = (): string | undefined => {
+      const there = this.machine.sizeThere(this.#indexOf(name))
+      if (there === undefined || there >= size) return undefined
+      return `the secondary's disk has ${there} bytes: grow that one first`
+    }
+    const patience = { over: false }
+    const cancel = this.#options.environment.timers.after(NEWS_MS, () => {
+      patience.over = true
+      this.#tellOfNews()
+    })
+    while (!patience.over && objection() !== undefined)
+      await new Promise<void>((resolve) => this.#awaitingNews.push(resolve))
+    cancel()
+    return objection()
+  }
+
+  #tellOfNews(): void {
+    for (const go of this.#awaitingNews.splice(0)) go()
+  }
+
+  /** The image of a disk has grown, and holds zeroes there. */
+  async growDisk(name: string, before: number, size: number): Promise<void> {
+    const index = this.#indexOf(name)
+    this.#step({ type: 'disk-grown', disk: index, size })
+    if (!this.machine.carries(index)) {
+      this.machine.recall(index, before, size - before)
+      return
+    }
+    try {
+      await this.#disks[index]?.extend(before, size - before)
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      // This side is leaving its role: whoever leads next has to send it.
+      this.machine.foundDifferent(index, before, size - before)
+    }
+  }
+
+  #indexOf(name: string): number {
+    return this.#tracked.findIndex((disk) => disk.name === name && disk.gone !== true)
+  }
+
   start(): void {
     const { environment, settings } = this.#options
     const { timers } = environment
@@ -127,7 +216,9 @@ export class PrimarySide {
       every(timers, settings.heartbeatMs / 2, () =>
         this.#step({ type: 'tick', nowMs: environment.nowMs() }),
       ),
-      every(timers, RETAIN_MS, () => void this.#retain()),
+      every(timers, RETAIN_MS, () => {
+        this.#retaining = this.#retaining.then(() => this.#retain())
+      }),
     ]
     this.#connector?.connect()
   }
@@ -150,15 +241,16 @@ export class PrimarySide {
   }
 
   get progress(): ResyncProgress | null {
-    return this.machine.protection === 'resyncing' ? (this.#resync?.progress ?? null) : null
+    return this.forwarding.link === undefined ? null : (this.#resync?.progress ?? null)
   }
 
   diskStatus(): DiskStatus[] {
-    return this.#options.disks.map(({ name, below }, index) => ({
-      name,
-      size: below.geometry.size,
-      dirtyBytes: this.machine.dirtyBytes(index),
-    }))
+    const { apart } = this.machine.state(false)
+    return this.#tracked.flatMap(({ name, below, gone }, index) => {
+      if (gone === true) return []
+      const dirtyBytes = this.machine.dirtyBytes(index)
+      return [{ name, size: below.geometry.size, dirtyBytes, standing: apart[name] ?? 'whole' }]
+    })
   }
 
   checkpoint(timeoutMs: number): Promise<CheckpointResult> {
@@ -196,9 +288,14 @@ export class PrimarySide {
     return this.machine.ackObjection(ack)
   }
 
-  /** @throws Fault while this side is leaving its role: nothing may come between the last checkpoint and the handover */
+  /** Whether this side is leaving its role: nothing may come between the last checkpoint and the handover. */
+  get isLeaving(): boolean {
+    return this.#gate.held || this.#gate.ended !== undefined
+  }
+
+  /** @throws Fault while this side is leaving its role */
   assertStays(): void {
-    if (!this.#gate.held && this.#gate.ended === undefined) return
+    if (!this.isLeaving) return
     throw new Fault('NOT_PERMITTED', 'this side is leaving its role', {
       where: `group ${this.#options.settings.group}`,
       remedy: 'run it on the primary, once there is one',
@@ -208,7 +305,8 @@ export class PrimarySide {
   /** Sends the disks as a whole again, or what of them differs. @throws Fault when that cannot be remembered */
   async copyAgain(comparesFirst: boolean): Promise<void> {
     this.assertStays()
-    for (const { regions, below } of this.#options.disks) await regions.mark(0, below.geometry.size)
+    for (const { regions, below, gone } of this.#tracked)
+      if (gone !== true) await regions.mark(0, below.geometry.size)
     // The roles may be being exchanged by now.
     this.assertStays()
     this.#step({ type: 'copy-again', comparesFirst })
@@ -278,16 +376,22 @@ export class PrimarySide {
     await this.retire(reason)
   }
 
+  /** What differs from the last checkpoint, by disk of the group. */
+  changes(): ChangedRange[][] {
+    const live = [...this.#tracked.keys()].filter((index) => !this.isGone(index))
+    return live.map((index) => dirtyRanges(this.machine, index))
+  }
+
   /** Marks as changed just what is, after end(). @throws Fault */
   async retain(): Promise<void> {
     // Twice: the first pass spares what was written lately.
-    for (let pass = 0; pass < 2; pass += 1) await retainChanges(this.machine, this.#options.disks)
+    for (let pass = 0; pass < 2; pass += 1) await retainChanges(this.machine, this.#tracked)
   }
 
   async #retain(): Promise<void> {
-    const { troubles, disks } = this.#options
+    const { troubles } = this.#options
     try {
-      await retainChanges(this.machine, disks)
+      await retainChanges(this.machine, this.#tracked)
     } catch (error) {
       troubles.report('regions', asFault(error, 'IO', 'cannot flush the image').message)
     }
@@ -330,6 +434,13 @@ export class PrimarySide {
         return this.#learn(frame.disk, frame.position, frame.extent)
       case 'ready':
         return this.#step({ type: 'ready', nowMs })
+      case 'accept':
+      case 'withdraw':
+      case 'resized': {
+        const { type: news, disk: number, extent: size } = frame
+        this.#step({ type: 'disk-news', nowMs, news, number, size })
+        return this.#tellOfNews()
+      }
       case 'done':
         return this.#step({
           type: 'done',
@@ -351,6 +462,8 @@ export class PrimarySide {
       case 'zero':
       case 'compare':
       case 'checkpoint':
+      case 'offer':
+      case 'complete':
       case 'synced':
       case 'handover':
       case 'acknowledge':
@@ -370,11 +483,16 @@ export class PrimarySide {
     this.#step({ type: 'acknowledged', nowMs: this.#options.environment.nowMs() })
   }
 
-  #learn(index: number, at: number, length: number): void {
-    const disk = this.#options.disks[index]
+  #learn(number: number, at: number, extent: number): void {
+    const index = this.machine.indexOf(number)
+    const disk = this.#tracked[index]
     const size = disk?.below.geometry.size ?? 0
-    if (disk === undefined || length === 0 || at + length > size)
+    const there = Math.max(size, this.machine.sizeThere(index) ?? 0)
+    if (disk === undefined || extent === 0 || at + extent > there)
       throw new Fault('PROTOCOL', 'the secondary told of a change beyond a disk')
+    // What it has behind this side's end is in no checkpoint of this side's.
+    const length = Math.min(extent, size - at)
+    if (length <= 0) return
     if (!disk.regions.has(at, length)) this.#learning.push(disk.regions.mark(at, length))
     const nowMs = this.#options.environment.nowMs()
     this.#step({ type: 'changed', nowMs, disk: index, at, length })
@@ -384,6 +502,8 @@ export class PrimarySide {
     for (const effect of this.machine.step(input)) this.#perform(effect)
     this.#gate.open()
     this.forwarding.settle()
+    if (this.#awaitingRoom.length === 0 || !this.machine.copyHasRoom) return
+    for (const go of this.#awaitingRoom.splice(0)) go()
   }
 
   #perform(effect: PrimaryEffect): void {
@@ -398,6 +518,8 @@ export class PrimarySide {
         return this.#checkpoints.reject(effect.request, this.#fault(effect.code, effect.reason))
       case 'resync':
         return this.#beginResync(effect)
+      case 'remember':
+        return this.#remember()
       case 'event':
         return this.#announce(effect)
       case 'step-down':
@@ -420,7 +542,7 @@ export class PrimarySide {
   }
 
   #beginResync(effect: Extract<PrimaryEffect, { type: 'resync' }>): void {
-    const { environment, disks } = this.#options
+    const { environment } = this.#options
     const before = this.#learning
     this.#learning = []
     this.#resync?.stop()
@@ -432,10 +554,15 @@ export class PrimarySide {
       rate: this.#rate,
       comparison: effect.compares ? this.#verifier.comparison : undefined,
       compareBytes: this.#options.settings.compareBytes,
+      wanted: effect.disks,
+      room: () => this.#copyRoom(),
       prepare: async () => {
         await Promise.all(before)
         if (!effect.copies) return
-        for (const { regions, below } of disks) await regions.mark(0, below.geometry.size)
+        for (const index of effect.disks) {
+          const disk = this.#tracked[index]
+          await disk?.regions.mark(0, disk.below.geometry.size)
+        }
       },
       step: (input) => this.#step(input),
     })
@@ -444,6 +571,20 @@ export class PrimarySide {
       if (this.#resync !== resync) return
       const { message } = asFault(error, 'IO', 'resync stopped')
       this.diskFailed(`resync stopped: ${message}`)
+    })
+  }
+
+  /** Resolves when the present epoch may hold more of what is copied beside it. */
+  #copyRoom(): MaybePromise<void> {
+    if (this.machine.copyHasRoom) return undefined
+    return new Promise((resolve) => this.#awaitingRoom.push(resolve))
+  }
+
+  #remember(): void {
+    const { persist, troubles } = this.#options
+    void Promise.resolve(persist(this.machine.state(false))).catch((error: unknown) => {
+      // After a crash the disk is copied once more then.
+      troubles.report('journal', asFault(error, 'IO', 'cannot remember a disk').message)
     })
   }
 

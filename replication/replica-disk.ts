@@ -1,7 +1,8 @@
 /**
  * A replicated disk as its export has it, whatever role the replica has: each request goes to the present role's disk.
  *
- * Invariant: geometry, capabilities and maps are the same from open to close, since clients learn them once.
+ * Invariant: capabilities and maps are the same from open to close, since clients learn them once; so is the geometry, but
+ * for a size that grows.
  */
 
 import type {
@@ -12,32 +13,42 @@ import type {
   Geometry,
   RequestFlags,
 } from '../core/block-device.ts'
-import { Fault } from '../core/fault.ts'
 import type { ChangeLog } from '../core/change-log.ts'
 import type { MaybePromise } from '../core/maybe-promise.ts'
 import { sectorGeometry } from './sector-geometry.ts'
 
+export interface ReplicaDiskHooks {
+  /** Changes the size of the image, and what the group knows of it. @throws Fault, with all as it was */
+  resize(size: number): Promise<void>
+  close(): Promise<void>
+}
+
 export class ReplicaDisk implements BlockDevice {
   readonly name: string
-  readonly geometry: Geometry
   readonly can: Capabilities
   readonly maps: BlockMaps
-  readonly #close: () => Promise<void>
+  readonly #hooks: ReplicaDiskHooks
+  #geometry: Geometry
   readonly #image: BlockDevice
   #device: BlockDevice
 
   /** @param image what every role stands on */
-  constructor(name: string, image: BlockDevice, device: BlockDevice, close: () => Promise<void>) {
+  constructor(name: string, image: BlockDevice, device: BlockDevice, hooks: ReplicaDiskHooks) {
     this.name = name
-    this.geometry = sectorGeometry(image.geometry)
-    this.can = { ...image.can, trim: image.can.trim && image.can.zero, resize: false }
+    this.#geometry = sectorGeometry(image.geometry)
+    this.can = { ...image.can, trim: image.can.trim && image.can.zero }
     // A secondary does not know what changed since the last checkpoint: all of it, possibly.
     this.maps = {
       dirty: (at, length) => this.#device.maps?.dirty?.(at, length) ?? [{ at, length, value: 1 }],
     }
     this.#image = image
     this.#device = device
-    this.#close = close
+    this.#hooks = hooks
+  }
+
+  /** As the group has agreed on it: the image may be ahead for a moment. */
+  get geometry(): Geometry {
+    return this.#geometry
   }
 
   get changeLog(): ChangeLog | undefined {
@@ -77,10 +88,9 @@ export class ReplicaDisk implements BlockDevice {
     return this.#device.cache?.(at, length)
   }
 
-  resize(): Promise<void> {
-    return Promise.reject(
-      new Fault('NOT_SUPPORTED', 'a replicated disk cannot be resized', { where: this.name }),
-    )
+  async resize(size: number): Promise<void> {
+    await this.#hooks.resize(size)
+    this.#geometry = sectorGeometry(this.#image.geometry)
   }
 
   stopWaiting(): void {
@@ -88,6 +98,6 @@ export class ReplicaDisk implements BlockDevice {
   }
 
   close(): Promise<void> {
-    return this.#close()
+    return this.#hooks.close()
   }
 }

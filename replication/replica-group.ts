@@ -13,7 +13,6 @@
 
 import type { BlockDevice } from '../core/block-device.ts'
 import { asFault, Fault } from '../core/fault.ts'
-import { ActiveDisk } from './active-disk.ts'
 import { Alarms } from './alarms.ts'
 import { CheckpointTimes } from './checkpoint-times.ts'
 import type { Dial, GroupEnvironment, Link, LinkHandlers } from './environment.ts'
@@ -25,28 +24,17 @@ import type {
   GroupStatus,
   ReplicationGroup,
 } from './group.ts'
+import { GroupDisks } from './group-disks.ts'
 import type { LinkTaker } from './listener.ts'
 import type { Hello } from './machine/handshake.ts'
 import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import { PrimarySide } from './primary-side.ts'
 import { ProtectionClock } from './protection-clock.ts'
-import { dirtyRanges } from './regions/dirty-ranges.ts'
-import { RegionMap, type ChangedRange } from './regions/region-map.ts'
-import { ReplicaDisk } from './replica-disk.ts'
-import type { SecondaryDisk } from './secondary-disk.ts'
+import type { ChangedRange } from './regions/region-map.ts'
 import { SecondarySide } from './secondary-side.ts'
 import { CHECKPOINT_TIMEOUT_MS, type GroupSettings } from './settings.ts'
 import { leaveRole } from './switchover.ts'
-import { TrackedImage } from './tracked-image.ts'
 import { Troubles } from './troubles.ts'
-
-interface Member {
-  readonly name: string
-  readonly image: TrackedImage
-  readonly passive: SecondaryDisk
-  readonly active: ActiveDisk
-  readonly disk: ReplicaDisk
-}
 
 export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   readonly name: string
@@ -57,8 +45,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   readonly #alarms: Alarms
   readonly #secondary: SecondarySide
   #primary: PrimarySide | undefined
-  readonly #members: Member[] = []
-  readonly #regions: RegionMap[] = []
+  readonly #disks: GroupDisks
   readonly #times = new CheckpointTimes()
   readonly #clock: ProtectionClock
   #recovery: Recovery | null = null
@@ -84,12 +71,19 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     this.#clock = new ProtectionClock(environment.nowMs())
     this.#dial = dial
     this.#troubles = new Troubles(settings.group, this.#environment)
+    this.#disks = new GroupDisks({
+      ...{ settings, environment: this.#environment, troubles: this.#troubles },
+      secondary: () => this.#secondary,
+      primary: () => this.#primary,
+      objection: () => this.#disksObjection(),
+      closeGroup: () => this.close(),
+    })
     this.#secondary = new SecondarySide(settings, this.#environment, this.#troubles, {
-      regions: this.#regions,
+      regions: this.#disks.regions,
       promoting: () => this.#markLocal(),
       promoted: (state) => this.#promoted(state),
       givenUp: (name) => {
-        for (const member of this.#members) if (member.name === name) member.active.giveUp()
+        for (const member of this.#disks.members) if (member.name === name) member.active.giveUp()
       },
     })
   }
@@ -123,35 +117,39 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     return this.#secondary
   }
 
-  /** Adds a disk; only before start(). */
+  /** A disk of the group: at once before start(), else with admit(). */
   attach(name: string, below: BlockDevice): BlockDevice {
-    const image = new TrackedImage(below)
-    const passive = this.#secondary.attach(name, image)
-    const index = this.#members.length
-    const active = new ActiveDisk(name, image, passive.layers, {
-      settled: () => this.#secondary.log.settled(index),
-    })
-    // The first disk that closes ends the group: its disks are one.
-    const disk = new ReplicaDisk(name, image, passive, async () => {
-      try {
-        await this.close()
-      } finally {
-        await below.close()
-      }
-    })
-    this.#members.push({ name, image, passive, active, disk })
-    return disk
+    return this.#disks.attach(name, below)
+  }
+
+  /** The disks that were attached since the start are the group's from now on. @throws Fault, and then they are not */
+  admit(): Promise<void> {
+    return this.#disks.admit()
+  }
+
+  /** @throws Fault when no disk can leave the group now */
+  refuseDismissal(name: string): Promise<void> {
+    return this.#disks.refuseNow(name)
+  }
+
+  /** A disk is about to be closed while the group runs on. @throws Fault, with all as it was */
+  dismiss(name: string): Promise<void> {
+    return this.#disks.dismiss(name)
+  }
+
+  has(name: string): boolean {
+    return this.#disks.members.some((member) => member.name === name)
+  }
+
+  get size(): number {
+    return this.#disks.members.length
   }
 
   /** Begins with what is remembered. @throws Fault when that cannot be read */
   async start(): Promise<void> {
     const remembered = await this.#secondary.recover()
     const known = remembered.generation !== null
-    for (const { name, disk } of this.#members) {
-      const { size } = disk.geometry
-      const store = await this.#environment.openRegions(this.name, name, size, !known)
-      this.#regions.push(new RegionMap(store, size))
-    }
+    await this.#disks.begin(!known)
     if (known) this.#announceRole(remembered)
     const role = known ? remembered.role : this.#settings.role
     if (role === 'secondary') {
@@ -324,7 +322,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     try {
       await this.#secondary.close()
     } finally {
-      for (const regions of this.#regions) await regions.close()
+      await this.#disks.closeRegions()
     }
   }
 
@@ -339,6 +337,16 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       const { message } = asFault(error, 'IO', 'cannot remember what has changed')
       this.#troubles.report('regions', message)
     }
+  }
+
+  /** Why the disks cannot be changed now. */
+  #disksObjection(): string | undefined {
+    if (this.#closing !== undefined) return 'the group is being closed'
+    if (this.#demoting !== undefined) return 'this side is being demoted'
+    if (this.#primary?.isLeaving === true) return 'this side is leaving its role'
+    if (this.#primary === undefined && this.#secondary.isTakingOver)
+      return 'this side is being promoted'
+    return this.#secondary.log.isFailing ? 'the journal cannot be written' : undefined
   }
 
   #firstLine(): ReplicaState {
@@ -358,27 +366,23 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   /** A primary begins, after a start. */
   #serve(state: ReplicaState, shared: boolean): void {
     this.#secondary.activate()
-    const changed = this.#regions.map((regions) => regions.ranges())
+    const changed = this.#disks.regions.map((regions) => regions.ranges())
     this.#become(state, shared, changed)
   }
 
   /** 15: what the guest here has changed goes into the image with the promote. */
   #markLocal(): Promise<void> | undefined {
     if (!this.#secondary.log.durable) return undefined
-    return this.#markRanges(this.#members.map(({ passive }) => [...passive.layers.localRanges()]))
-  }
-
-  async #markRanges(changed: readonly (readonly ChangedRange[])[]): Promise<void> {
-    for (const [index, regions] of this.#regions.entries())
-      for (const { at, length } of changed[index] ?? [])
-        if (!regions.has(at, length)) await regions.mark(at, length)
+    return this.#disks.markRanges(
+      this.#disks.members.map(({ passive }) => [...passive.layers.localRanges()]),
+    )
   }
 
   #promoted(state: ReplicaState): void {
     this.#secondary.end('this side was promoted')
-    const changed = this.#members.map(({ passive }, index) => [
+    const changed = this.#disks.members.map(({ passive }, index) => [
       ...passive.layers.localRanges(),
-      ...(this.#regions[index]?.ranges() ?? []),
+      ...(this.#disks.regions[index]?.ranges() ?? []),
     ])
     this.#become(state, false, changed, () => this.#secondary.activate())
   }
@@ -390,7 +394,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     changed: readonly (readonly ChangedRange[])[],
     activate?: () => void,
   ): void {
-    for (const [index, { image }] of this.#members.entries()) image.track(this.#regions[index])
+    this.#disks.track(true)
     activate?.()
     const primary = new PrimarySide({
       settings: this.#settings,
@@ -399,11 +403,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       dial: this.#dial,
       troubles: this.#troubles,
       ...{ remembered, shared },
-      disks: this.#members.map(({ name, active }, index) => {
-        const regions = this.#regions[index]
-        if (regions === undefined) throw new Error('a group has a map for each disk')
-        return { name, below: active, regions, changed: changed[index] ?? [] }
-      }),
+      disks: this.#disks.tracked(changed),
       persist: (state) => this.#secondary.log.persist(state),
       stepDown: (reason) => {
         void this.#stepDown(reason).catch((error: unknown) => {
@@ -412,12 +412,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       },
     })
     this.#primary = primary
-    for (const [index, { disk, passive }] of this.#members.entries()) {
-      const device = primary.disks[index]
-      if (device === undefined) continue
-      disk.use(device)
-      passive.yieldTo(device)
-    }
+    this.#disks.serve(primary, remembered.apart)
     if (!this.#replicating) primary.setReplicating(false)
     primary.start()
   }
@@ -445,16 +440,21 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     if (decided === undefined) await primary.end(fault)
     else await primary.retire(fault)
     await this.#secondary.drained()
-    for (const { image } of this.#members) await image.flush()
-    const state: ReplicaState = { ...primary.machine.state(true), role: 'secondary' }
-    const changed = primary.disks.map((_, disk) => dirtyRanges(primary.machine, disk))
+    for (const { image } of this.#disks.members) await image.flush()
+    const remembered = primary.machine.state(true)
+    // What no checkpoint has is nothing that the other side could build on.
+    const apart = Object.keys(remembered.apart).map((name) => [name, 'partial'] as const)
+    const state: ReplicaState = {
+      ...remembered,
+      role: 'secondary',
+      apart: Object.fromEntries(apart),
+    }
+    const changed = primary.changes()
     await this.#secondary.log.persist(state)
     decided?.()
     if (decided !== undefined) await primary.end(fault)
-    for (const { image, disk, passive } of this.#members) {
-      image.track(undefined)
-      disk.use(passive)
-    }
+    this.#disks.track(false)
+    for (const { disk, passive } of this.#disks.members) disk.use(passive)
     this.#primary = undefined
     this.#secondary.log.follow()
     this.#follow(state, changed)

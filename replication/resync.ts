@@ -8,6 +8,7 @@
  *  - A resync that was stopped sends nothing any more, and says nothing.
  */
 
+import type { MaybePromise } from '../core/maybe-promise.ts'
 import { MiB } from '../core/units.ts'
 import { MOST_ASKED, type Comparison } from './comparison/comparison.ts'
 import type { GroupEnvironment } from './environment.ts'
@@ -32,6 +33,10 @@ export interface ResyncOptions {
   readonly compareBytes: number
   /** Bytes a second; 0: as fast as it goes. */
   readonly rate: number
+  /** The indexes of those that are sent. */
+  readonly wanted: readonly number[]
+  /** Resolves when the present epoch may hold more; at once where it may. */
+  readonly room: () => MaybePromise<void>
   readonly prepare: () => Promise<void>
   readonly step: (input: PrimaryInput) => void
 }
@@ -86,11 +91,11 @@ export class Resync {
 
   /** @throws Fault when the image cannot be read or the map not be written */
   async run(): Promise<void> {
-    const { disks, environment, comparison, compareBytes, machine } = this.#options
+    const { environment, comparison, compareBytes, machine, wanted } = this.#options
     await this.#options.prepare()
     this.#begunMs = environment.nowMs()
     this.#pace.setRate(this.#pace.rate)
-    for (const index of disks.keys()) this.#total += machine.unsentBytes(index)
+    for (const index of wanted) this.#total += machine.unsentBytes(index)
     const chunk = comparison === undefined ? CHUNK : compareBytes
     const tasks = this.#tasks(chunk)
     const workers = comparison === undefined ? 1 : MOST_ASKED
@@ -101,10 +106,13 @@ export class Resync {
   }
 
   *#tasks(chunk: number): Generator<Task> {
-    const { disks, machine } = this.#options
-    for (const [index, disk] of disks.entries()) {
+    const { disks, machine, wanted } = this.#options
+    for (const index of wanted) {
+      const disk = disks[index]
+      if (disk === undefined) continue
       let run = machine.nextUnsent(index, 0, chunk)
-      while (run !== undefined) {
+      // It may leave the stream meanwhile.
+      while (run !== undefined && machine.carries(index)) {
         yield { disk, index, ...run }
         run = machine.nextUnsent(index, run.at + run.length, chunk)
       }
@@ -114,7 +122,8 @@ export class Resync {
   async #work(tasks: Generator<Task>, chunk: number): Promise<void> {
     const memory = Buffer.from(new SharedArrayBuffer(chunk))
     for (const task of tasks) {
-      if (this.#stopped) return
+      await this.#options.room()
+      if (this.#isStopped()) return
       const buffer = memory.subarray(0, task.length)
       const { comparison } = this.#options
       if (comparison === undefined) await this.#send(task, buffer)
@@ -134,7 +143,7 @@ export class Resync {
   }
 
   async #sendDifferent(comparison: Comparison, task: Task, buffer: Buffer): Promise<void> {
-    const compared = await comparison.compare(task.disk, task.index, task.at, buffer)
+    const compared = await comparison.compare(task.disk, task.at, buffer)
     if (compared === undefined || this.#stopped) return
     this.#checked += task.length
     for (const { at, length } of compared.equal)

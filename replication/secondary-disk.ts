@@ -24,10 +24,10 @@ import { sectorGeometry } from './sector-geometry.ts'
 
 /** What a disk needs of its group. */
 export interface SecondaryContext {
-  /** Why the guest may not use the disk now, or undefined when it may. */
-  readonly useObjection: string | undefined
-  /** Grows whenever a part of a copy becomes what is here. */
-  readonly mixtures: number
+  /** Why the guest may not use a disk now, or undefined when it may. */
+  objectionTo(name: string): Fault | undefined
+  /** How often a disk became a mixture so far. */
+  mixturesOf(name: string): number
   /** The server is being shut down: nobody waits any more. */
   readonly stopping: boolean
   readonly memory: PageMemory
@@ -45,6 +45,8 @@ export class SecondaryDisk implements BlockDevice {
   readonly #waiting = new Set<() => void>()
   /** The disk of the replica's new role: what still waits here goes on there. */
   #successor: BlockDevice | undefined
+  /** Grows whenever the replica begins to follow: mixtures are counted from there. */
+  #life = 0
 
   constructor(name: string, below: BlockDevice, layers: DiskLayers, group: SecondaryContext) {
     this.name = name
@@ -68,14 +70,16 @@ export class SecondaryDisk implements BlockDevice {
 
   read(into: Buffer, at: number): MaybePromise<void> {
     this.#checkUse()
-    const { mixtures } = this.#group
+    const mixtures = this.#group.mixturesOf(this.name)
+    const life = this.#life
     const reading = this.layers.read(into, at)
     if (!isPromise(reading)) return
     return reading.then(() => {
       // 17: meanwhile this may have become a mixture, of which nobody may see anything,
       this.#checkUse()
       // and may be whole again since: then what was read may still be of the mixture.
-      if (this.#group.mixtures !== mixtures) return (this.#successor ?? this).read(into, at)
+      if (this.#group.mixturesOf(this.name) !== mixtures || this.#life !== life)
+        return (this.#successor ?? this).read(into, at)
     })
   }
 
@@ -127,12 +131,13 @@ export class SecondaryDisk implements BlockDevice {
   /** The replica becomes active: what comes and what waits goes to this disk, until the replica follows again. */
   yieldTo(successor: BlockDevice | undefined): void {
     this.#successor = successor
+    if (successor === undefined) this.#life += 1
     this.wake()
   }
 
   #checkUse(): void {
-    const objection = this.#group.useObjection
-    if (objection !== undefined) throw new Fault('NOT_PERMITTED', objection, { where: this.name })
+    const objection = this.#group.objectionTo(this.name)
+    if (objection !== undefined) throw objection
   }
 
   #room(bytes: number): Promise<void> {

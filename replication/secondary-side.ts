@@ -20,7 +20,7 @@ import { Intake } from './intake.ts'
 import { MEMORY_LOG, type EpochLog } from './journal/epoch-log.ts'
 import { recoverJournal } from './journal/recover-group.ts'
 import { frame, PARTIAL, UNASKED, type Frame } from './machine/frame.ts'
-import type { Hello } from './machine/handshake.ts'
+import { decodeDisk, type Hello } from './machine/handshake.ts'
 import { FRESH, type ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryEffect, SecondaryInput } from './machine/secondary-io.ts'
 import { SecondaryMachine } from './machine/secondary.ts'
@@ -31,6 +31,7 @@ import { Requests } from './requests.ts'
 import { SecondaryDisk } from './secondary-disk.ts'
 import type { GroupSettings } from './settings.ts'
 import type { Troubles } from './troubles.ts'
+import { withheld } from './withheld-disk.ts'
 
 export interface SecondaryHooks {
   /** The maps of changed regions, by disk; there from recover() on. */
@@ -135,11 +136,7 @@ export class SecondarySide {
     }
   }
 
-  get mixtures(): number {
-    return this.#log.mixtures
-  }
-
-  get useObjection(): string | undefined {
+  get #useObjection(): string | undefined {
     if (this.#settings.mode === 'colo') {
       const { consistent, generation } = this.#machine.state
       if (consistent && generation !== null) return undefined
@@ -148,7 +145,20 @@ export class SecondarySide {
     return `this is the secondary of remus group "${this.name}", which serves nothing until it is promoted`
   }
 
-  /** Adds a disk; only before recover(). */
+  /** Why the guest may not use a disk now, or undefined when it may. */
+  objectionTo(name: string): Fault | undefined {
+    if (this.#machine.state.apart[name] !== undefined) return withheld(name)
+    const objection = this.#useObjection
+    return objection === undefined
+      ? undefined
+      : new Fault('NOT_PERMITTED', objection, { where: name })
+  }
+
+  mixturesOf(name: string): number {
+    return this.#machine.mixturesOf(name)
+  }
+
+  /** Makes a disk that is one of the group's with join(). */
   attach(name: string, image: BlockDevice): SecondaryDisk {
     const layers = new DiskLayers({
       image,
@@ -163,8 +173,32 @@ export class SecondarySide {
       },
     })
     const disk = new SecondaryDisk(name, image, layers, this)
-    this.#disks.push(disk)
     return disk
+  }
+
+  /** The disk is one of the group's from now on. */
+  join(disk: SecondaryDisk): void {
+    const { name, geometry } = disk
+    this.#disks.push(disk)
+    if (this.#following) this.#step({ type: 'disk-added', disk: { name, size: geometry.size } })
+  }
+
+  /** It is one of the group's no longer. */
+  part(disk: SecondaryDisk): void {
+    const index = this.#disks.indexOf(disk)
+    this.#disks.splice(index, 1)
+    this.#log.drop(index)
+    this.#changes.know(undefined)
+    if (this.#following) this.#step({ type: 'disk-removed', name: disk.name })
+  }
+
+  grown({ name, geometry }: SecondaryDisk): void {
+    if (this.#following) this.#step({ type: 'disk-grown', disk: { name, size: geometry.size } })
+  }
+
+  /** Whether it is being decided that this side takes over. */
+  get isTakingOver(): boolean {
+    return this.#following && this.#machine.isTakingOver
   }
 
   /**
@@ -231,10 +265,11 @@ export class SecondarySide {
       term: machine.term,
       durable: this.#log.durable,
       peer: machine.peer,
-      disks: this.#disks.map(({ name, geometry, layers }) => ({
+      disks: this.#disks.map(({ name, layers }) => ({
         name,
-        size: geometry.size,
+        size: layers.size,
         dirtyBytes: layers.pendingBytes,
+        standing: machine.state.apart[name] ?? 'whole',
       })),
     }
   }
@@ -312,7 +347,7 @@ export class SecondarySide {
   async close(): Promise<void> {
     this.end('the secondary is shutting down')
     await this.#log.quiet()
-    const lost = await Promise.all(this.#disks.map((disk) => this.#drain(disk)))
+    const lost = await Promise.all(this.#disks.map((disk) => this.drain(disk)))
     const drained = [...this.#disks.keys()].filter((disk) => !this.#disks[disk]?.layers.isBusy)
     for (const { layers } of this.#disks) await layers.close()
     await this.#log.close(drained)
@@ -324,12 +359,13 @@ export class SecondarySide {
    * A disk that fails while it is being drained would hold up the shutdown for ever: say what is lost instead.
    * @returns the loss; none where the journal has what the image lacks
    */
-  async #drain(disk: SecondaryDisk): Promise<Fault | undefined> {
+  async drain(disk: SecondaryDisk): Promise<Fault | undefined> {
     const { name, layers } = disk
     const failed = new Promise<string>((resolve) => {
       this.#giveUp.set(disk, resolve)
     })
     const error = await Promise.race([layers.idle().then(() => undefined), failed])
+    this.#giveUp.delete(disk)
     if (error === undefined) return undefined
     const what = `${layers.unflushedBytes} committed bytes did not reach the image`
     this.#environment.logger.error({ group: this.name, disk: name, error }, what)
@@ -410,6 +446,15 @@ export class SecondarySide {
       }
       case 'acknowledge':
         return this.#acknowledger.ask(link, frame.position)
+      case 'offer': {
+        const disk = { ...decodeDisk(frame.payload), number: frame.disk }
+        return this.#step({ type: 'offer', link, disk, nowMs: this.#environment.nowMs() })
+      }
+      case 'withdraw':
+      case 'complete': {
+        const { type, disk: number } = frame
+        return this.#step({ type, link, number, nowMs: this.#environment.nowMs() })
+      }
       case 'heartbeat':
         return this.#step({ type: 'heartbeat', link, nowMs: this.#environment.nowMs() })
       case 'refuse':
@@ -420,6 +465,8 @@ export class SecondarySide {
       case 'stored':
       case 'pressure':
       case 'dirty':
+      case 'accept':
+      case 'resized':
       case 'ready':
       case 'sums':
       case 'discard':
@@ -433,6 +480,8 @@ export class SecondarySide {
   #store(link: number, frame: Frame): void {
     const disk = this.#machine.diskOf(link, frame)
     if (typeof disk === 'string') throw new Fault('PROTOCOL', disk)
+    // It was removed here while this was on its way.
+    if (disk === undefined) return this.#acknowledger.took(link)
     const layers = this.#disks[disk]?.layers
     if (layers !== undefined) this.reception.store(layers, { ...frame, disk })
     this.#acknowledger.took(link)
@@ -442,6 +491,8 @@ export class SecondarySide {
   #compare(number: number, question: Frame): void {
     const disk = this.#machine.diskAsked(number, question)
     if (typeof disk === 'string') throw new Fault('PROTOCOL', disk)
+    // It was removed here meanwhile: nothing can be said of it.
+    if (disk === undefined) return this.#links.get(number)?.send({ ...question, type: 'sums' })
     const [link, member] = [this.#links.get(number), this.#disks[disk]]
     if (link === undefined || member === undefined) return
     let answers = this.#answers.get(number)
@@ -472,6 +523,7 @@ export class SecondarySide {
       for (const index of this.#disks.keys())
         for (const { at, length } of this.#changes.of(index)) {
           const disk = this.#machine.diskFor(number, index)
+          if (disk === -1) break
           link.send(frame('dirty', { disk, position: at, extent: length }))
         }
     link.send(frame('ready'))
@@ -482,7 +534,8 @@ export class SecondarySide {
     logger.debug({ group: this.name, disk: disk.name, checkpoint }, 'checkpoint is in the image')
     disk.flushed = checkpoint
     this.#troubles.over(`disk ${disk.name}`)
-    this.#log.flushed(this.#disks.indexOf(disk), checkpoint)
+    const index = this.#disks.indexOf(disk)
+    if (index !== -1) this.#log.flushed(index, checkpoint)
     // An epoch of zeroes alone has no memory to give back, but room in the journal.
     this.#intake.retry()
   }
@@ -506,13 +559,14 @@ export class SecondarySide {
       case 'tell-changes':
         return this.#tellChanges(effect.link)
       case 'forget-changes':
-        return this.#changes.forget()
+        return this.#changes.forget(effect.ends)
       case 'commit':
         return this.#log.commit(effect.checkpoint, effect.state)
       case 'remember':
         return this.#log.remember(effect.state, this.#hooks.promoting())
       case 'restart-log':
-        return this.#log.restart()
+        void this.#log.restart()
+        return
       case 'activate':
         return this.#hooks.promoted(this.#machine.state)
       case 'promoted':

@@ -38,6 +38,12 @@ function leaving({ group, primary, listens }: Switchover): PrimarySide {
       'there is no secondary that could take over at once',
       'wait until the group is protected',
     )
+  const [apart] = Object.keys(primary.machine.state(false).apart)
+  if (apart !== undefined)
+    throw fault(
+      `disk "${apart}" is not on the other side yet`,
+      'wait until its copy is whole and a checkpoint was made, or remove it',
+    )
   if (!listens)
     throw fault(
       'nobody could follow: this side does not listen',

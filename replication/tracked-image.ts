@@ -2,16 +2,34 @@
  * The image of a replica: while the replica is a primary, every region that is changed is marked as changed first, so
  * that this is known after a crash.
  *
- * Invariant 15: no write, zero or trim of a primary reaches the image before its regions are marked durably.
+ * Invariants:
+ *  - 15 No write, zero or trim of a primary reaches the image before its regions are marked durably.
+ *  - It has the size that its group has agreed on: what lies behind that, where the image is ahead, nobody uses.
  */
 
-import type { RequestFlags } from '../core/block-device.ts'
+import type { BlockDevice, Geometry, RequestFlags } from '../core/block-device.ts'
 import { Layer } from '../core/layer.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import type { RegionMap } from './regions/region-map.ts'
 
 export class TrackedImage extends Layer {
   #regions: RegionMap | undefined
+  #size: number
+
+  constructor(below: BlockDevice) {
+    super(below)
+    this.#size = below.geometry.size
+  }
+
+  override get geometry(): Geometry {
+    const { geometry } = this.below
+    return geometry.size === this.#size ? geometry : { ...geometry, size: this.#size }
+  }
+
+  /** The image has grown, and the whole group knows. */
+  agree(size: number): void {
+    this.#size = size
+  }
 
   /** From now on changes are marked; or, with undefined, not any more. */
   track(regions: RegionMap | undefined): void {

@@ -112,6 +112,11 @@ class PrimaryLink implements Link {
       case 'write':
       case 'zero':
         return this.#put(outgoing)
+      case 'accept':
+      case 'complete':
+      case 'offer':
+      case 'resized':
+      case 'withdraw':
       case 'refuse':
       case 'done':
       case 'pressure':

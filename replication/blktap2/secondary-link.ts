@@ -86,6 +86,11 @@ export class SecondaryLink implements Link {
         // What follows is the end of the connection, which says enough to the other side.
         this.#taken = OF_HISTORY.includes(decodeRefusal(outgoing.payload).code)
         return
+      case 'accept':
+      case 'complete':
+      case 'offer':
+      case 'resized':
+      case 'withdraw':
       case 'pressure':
       case 'write':
       case 'zero':

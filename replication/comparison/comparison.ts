@@ -64,23 +64,22 @@ export class Comparison {
   /**
    * Fills `buffer` with what is at `at`, and compares that. Where the range is being asked about already, by one who does not
    * want to know any more, or where there are MOST_ASKED questions, it waits for an answer first.
-   * @returns undefined when the link is gone
+   * @returns undefined when the link is gone, or does not carry the disk
    * @throws Fault when this side's image cannot be read
    */
-  async compare(
-    disk: PrimaryDisk,
-    index: number,
-    at: number,
-    buffer: Buffer,
-  ): Promise<Compared | undefined> {
-    const question = frame('compare', { disk: index, position: at, extent: buffer.length })
+  async compare(disk: PrimaryDisk, at: number, buffer: Buffer): Promise<Compared | undefined> {
+    const { number } = disk
+    if (number === undefined) return undefined
+    const question = frame('compare', { disk: number, position: at, extent: buffer.length })
     let asked: readonly Promise<Buffer | undefined>[] = []
     while (asked.length === 0) {
       while (!this.#isFree(question))
         await Promise.race([...this.#questions.values()].map(({ answered }) => answered))
-      if (this.#over) return undefined
+      if (this.#over || disk.number !== number) return undefined
       asked = await disk.capture(buffer, at, () =>
-        this.#over || !this.#isFree(question) ? [] : [this.#ask(question)],
+        this.#over || disk.number !== number || !this.#isFree(question)
+          ? []
+          : [this.#ask(question)],
       )
     }
     if (this.#isOver()) return undefined

@@ -22,7 +22,7 @@ import { Differences } from './differences.ts'
 export interface VerifyOptions {
   readonly disks: readonly PrimaryDisk[]
   readonly regions: readonly RegionMap[]
-  readonly machine: Pick<PrimaryMachine, 'foundEqual' | 'foundDifferent'>
+  readonly machine: Pick<PrimaryMachine, 'counts' | 'foundEqual' | 'foundDifferent'>
   readonly comparison: Comparison
   readonly environment: GroupEnvironment
   /** The most bytes in one question. */
@@ -58,7 +58,9 @@ export class Verify {
     this.#options = options
     this.repair = repair
     this.#pace = new Pace(options.environment, options.rate)
-    this.#total = options.disks.reduce((sum, { geometry }) => sum + geometry.size, 0)
+    this.#total = options.disks
+      .filter((_, index) => options.machine.counts(index))
+      .reduce((sum, { geometry }) => sum + geometry.size, 0)
     this.#begunMs = options.environment.nowMs()
   }
 
@@ -104,9 +106,11 @@ export class Verify {
   }
 
   *#tasks(compareBytes: number): Generator<Task> {
-    for (const [index, disk] of this.#options.disks.entries()) {
+    const { disks, machine } = this.#options
+    for (const [index, disk] of disks.entries()) {
       const { size } = disk.geometry
-      for (let at = 0; at < size; at += compareBytes)
+      // What is in no checkpoint, or has left the group, is nothing to compare.
+      for (let at = 0; at < size && machine.counts(index); at += compareBytes)
         yield { disk, index, at, length: Math.min(compareBytes, size - at) }
     }
   }
@@ -122,7 +126,7 @@ export class Verify {
 
   async #compare({ disk, index, at, length }: Task, buffer: Buffer): Promise<void> {
     const { comparison, machine, regions } = this.#options
-    const compared = await comparison.compare(disk, index, at, buffer)
+    const compared = await comparison.compare(disk, at, buffer)
     if (compared === undefined || !this.running) return
     // An error, and no difference: what is there, nobody knows.
     if (compared.unreadable) {

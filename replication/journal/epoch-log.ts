@@ -4,6 +4,8 @@ import type { Fault } from '../../core/fault.ts'
 import type { MaybePromise } from '../../core/maybe-promise.ts'
 import type { RecordSource } from '../../ramdisk/record-source.ts'
 import type { Frame } from '../machine/frame.ts'
+import type { ApartDisks } from '../machine/disk-sets.ts'
+import type { DiskIdentity } from '../machine/handshake.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
 
 export interface EpochLog {
@@ -40,6 +42,10 @@ export interface EpochLog {
   flushed(disk: number, checkpoint: number): void
   /** Every epoch is in the disk's image: resolves when a crash can bring none of them back over what comes later. @throws Fault */
   retire(disk: number): MaybePromise<void>
+  /** The group has these disks from the next record on. @throws Fault, and has those of before then */
+  change(disks: readonly DiskIdentity[], apart: ApartDisks): MaybePromise<void>
+  /** Keeps every record that is there, and what comes, until what is returned is called: a disk that leaves may still read it. */
+  keep(): () => void
   /** Calls `wake` once, when little is waiting to be written. */
   whenDrained(wake: () => void): void
   close(): Promise<void>
@@ -61,6 +67,8 @@ export const MEMORY_LOG: EpochLog = {
   commit: (_checkpoint, _state, committed) => committed(),
   flushed: () => undefined,
   retire: () => undefined,
+  change: () => undefined,
+  keep: () => () => undefined,
   whenDrained: (wake) => wake(),
   close: () => Promise.resolve(),
 }

@@ -17,6 +17,8 @@ import type { Logger } from '../../core/logger.ts'
 import { KiB, MiB } from '../../core/units.ts'
 import { encodeHeader, frame, HEADER_SIZE, MAX_PAYLOAD, type Frame } from '../machine/frame.ts'
 import type { EpochLog } from './epoch-log.ts'
+import type { ApartDisks } from '../machine/disk-sets.ts'
+import type { DiskIdentity } from '../machine/handshake.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
 import { commitRecord, segmentRecord, stateRecord, type JournalIdentity } from './records.ts'
 import type { Recovered } from './recovery.ts'
@@ -66,6 +68,7 @@ export class Journal implements EpochLog {
   readonly records: SpilledRecords
   readonly #options: JournalOptions
   readonly #segmentBytes: number
+  #identity: JournalIdentity
   /** As queued last, and as it is known to be durable. */
   #state: ReplicaState
   #remembered: ReplicaState
@@ -96,6 +99,7 @@ export class Journal implements EpochLog {
   constructor(options: JournalOptions) {
     const { recovered, state, identity, limit } = options
     this.#options = options
+    this.#identity = identity
     this.#segmentBytes = Math.min(SEGMENT, limit / SEGMENTS)
     this.#state = state
     this.#remembered = state
@@ -129,6 +133,40 @@ export class Journal implements EpochLog {
 
   get bytes(): number {
     return this.#segments.bytes
+  }
+
+  /**
+   * The group's disks are these from the next record on, and those that stand apart these. Resolves when that is remembered.
+   * @throws Fault when it cannot be yet: the next segment says so
+   */
+  async change(disks: readonly DiskIdentity[], apart: ApartDisks): Promise<void> {
+    const before = this.#identity.disks
+    this.#flushed = disks.map(({ name }) => {
+      const index = before.findIndex((disk) => disk.name === name)
+      return index === -1 ? this.#committed : (this.#flushed[index] ?? 0)
+    })
+    this.#identity = { ...this.#identity, disks: [...disks] }
+    const stand = (): void => {
+      this.#state = { ...this.#state, apart }
+      this.#remembered = { ...this.#remembered, apart }
+    }
+    if (this.#failed !== undefined) {
+      stand()
+      return
+    }
+    this.#state = { ...this.#state, apart }
+    this.#newSegment(this.#segments.lastBytes ?? null)
+    try {
+      await this.#durable()
+    } finally {
+      // After a failure nothing older may be remembered: a disk that was added would count.
+      if (this.failure !== undefined) stand()
+    }
+  }
+
+  keep(): () => void {
+    // All behind it: there is no segment before the first.
+    return this.#segments.pin(0, () => this.#trim())
   }
 
   /** Begins a new segment that says what counts of the ones before; also after a failure. @throws Fault */
@@ -265,11 +303,11 @@ export class Journal implements EpochLog {
   }
 
   #newSegment(previousLength: number | null): void {
-    const { identity, replica } = this.#options
+    const { replica } = this.#options
     const number = this.#segments.nextNumber
     const record = segmentRecord(number, {
       format: 1,
-      ...identity,
+      ...this.#identity,
       replica,
       committed: this.#queuedCommit,
       flushed: [...this.#flushed],

@@ -6,6 +6,8 @@ import type { DiskLayers } from '../../ramdisk/disk-layers.ts'
 import type { GroupEnvironment } from '../environment.ts'
 import { PUNCH, type Frame } from '../machine/frame.ts'
 import { Journal } from './journal.ts'
+import type { Apart } from '../machine/disk-sets.ts'
+import type { DiskIdentity } from '../machine/handshake.ts'
 import { FRESH, type ReplicaState } from '../machine/replica-state.ts'
 import type { JournalIdentity } from './records.ts'
 import { replay, scan, type Recovered } from './recovery.ts'
@@ -41,12 +43,9 @@ export async function recoverJournal(
       group,
       disks: disks.map(({ name, geometry }) => ({ name, size: geometry.size })),
     }
-    if (recovered !== undefined) {
-      checkIdentity(identity, recovered.header, store)
-      for (const disk of disks) disk.flushed = recovered.flushed[orderOf(recovered, disk.name)] ?? 0
-    }
+    const state = recovered === undefined ? FRESH : adapted(identity, recovered, store)
+    for (const disk of disks) disk.flushed = flushedOf(recovered, disk.name)
     const replica = recovered?.header.replica ?? environment.newId()
-    const state = recovered?.state ?? FRESH
     if (recovered !== undefined) await replayInto(options, recovered, store)
     const flushed = disks.map((disk) => disk.flushed)
     let started = false
@@ -84,21 +83,46 @@ async function begin(journal: Journal, disks: readonly RecoveredDisk[]): Promise
   await journal.restart()
 }
 
-function orderOf({ header }: Recovered, name: string): number {
-  return header.disks.findIndex((disk) => disk.name === name)
-}
-
-function checkIdentity(ours: JournalIdentity, theirs: JournalIdentity, store: SegmentStore): void {
+/**
+ * What the disks that are served have become since the journal was written: one that was added stands apart, one that
+ * stood apart may be gone, and one may have grown.
+ * @throws Fault when a disk of the journal is missing or has shrunk: what is remembered would be wrong without it
+ */
+function adapted(
+  ours: JournalIdentity,
+  { header, state }: Recovered,
+  store: SegmentStore,
+): ReplicaState {
   const text = ({ group, disks }: JournalIdentity): string =>
     `group "${group}" with ${disks
       .map(({ name, size }) => `"${name}" of ${size} bytes`)
       .sort()
       .join(', ')}`
-  if (text(ours) === text(theirs)) return
-  throw new Fault('INVALID', `the journal belongs to ${text(theirs)}, not to ${text(ours)}`, {
-    where: store.place,
-    remedy: 'serve those disks, give another --state-dir, or move that folder away',
-  })
+  const fits =
+    ours.group === header.group &&
+    header.disks.every(({ name, size }) => {
+      const here = ours.disks.find((disk) => disk.name === name)
+      return here === undefined ? state.apart[name] !== undefined : here.size >= size
+    })
+  if (!fits)
+    throw new Fault('INVALID', `the journal belongs to ${text(header)}, not to ${text(ours)}`, {
+      where: store.place,
+      remedy: 'serve those disks, give another --state-dir, or move that folder away',
+    })
+  const standing = state.role === 'secondary' ? 'partial' : 'new'
+  const apart: Record<string, Apart> = {}
+  for (const { name } of ours.disks) {
+    const known = header.disks.some((disk) => disk.name === name)
+    const stands = known ? state.apart[name] : standing
+    if (stands !== undefined) apart[name] = stands
+  }
+  return { ...state, apart }
+}
+
+/** A disk that the journal does not know has nothing in it. */
+function flushedOf(recovered: Recovered | undefined, name: string): number {
+  const index = recovered?.header.disks.findIndex((disk) => disk.name === name) ?? -1
+  return (index === -1 ? recovered?.committed : recovered?.flushed[index]) ?? 0
 }
 
 /**
@@ -112,21 +136,23 @@ async function makeRoom(disks: readonly RecoveredDisk[]): Promise<void> {
 
 async function replayInto(
   { disks, memory }: RecoverOptions,
-  { epochs, header }: Recovered,
+  { epochs }: Recovered,
   store: SegmentStore,
 ): Promise<void> {
-  const layersOf = header.disks.map(({ name }) => disks.find((disk) => disk.name === name)?.layers)
   await replay(
     store,
     epochs,
-    async (record: Frame, checkpoint: number) => {
+    async (record: Frame, checkpoint: number, theirs: readonly DiskIdentity[]) => {
       if (record.type !== 'write' && record.type !== 'zero') return
+      const disk = disks.find(({ name }) => name === theirs[record.disk]?.name)
+      // It was removed since.
+      if (disk === undefined) return
       // The image has it, and perhaps what an active guest wrote later.
-      if (checkpoint <= (header.flushed[record.disk] ?? 0)) return
+      if (checkpoint <= disk.flushed) return
       if (!memory.canHold(record.payload.length)) await makeRoom(disks)
-      const layers = layersOf[record.disk]
-      if (record.type === 'write') layers?.receiveWrite(record.payload, record.position)
-      else layers?.receiveZero(record.position, record.extent, (record.flags & PUNCH) !== 0)
+      const { layers } = disk
+      if (record.type === 'write') layers.receiveWrite(record.payload, record.position)
+      else layers.receiveZero(record.position, record.extent, (record.flags & PUNCH) !== 0)
     },
     (checkpoint) => {
       for (const { layers } of disks) {

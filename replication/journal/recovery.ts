@@ -10,6 +10,7 @@
 import { Fault } from '../../core/fault.ts'
 import { MiB } from '../../core/units.ts'
 import { decodeFrame, frame, HEADER_SIZE, MAX_PAYLOAD, type Frame } from '../machine/frame.ts'
+import type { DiskIdentity } from '../machine/handshake.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
 import { decodeSegmentHeader, decodeState, type SegmentHeader } from './records.ts'
 import type { SegmentStore } from './segments.ts'
@@ -17,6 +18,8 @@ import type { SegmentStore } from './segments.ts'
 /** Bytes [from, to) of a segment, whole records. */
 interface Stretch {
   readonly segment: number
+  /** In the order in which its records number them: disks come and go with a new segment. */
+  readonly disks: readonly DiskIdentity[]
   readonly from: number
   readonly to: number
 }
@@ -64,12 +67,18 @@ export async function scan(store: SegmentStore): Promise<Recovered | undefined> 
 export async function replay(
   store: SegmentStore,
   epochs: readonly RecoveredEpoch[],
-  apply: (record: Frame, checkpoint: number) => void | Promise<void>,
+  apply: (
+    record: Frame,
+    checkpoint: number,
+    disks: readonly DiskIdentity[],
+  ) => void | Promise<void>,
   ended: (checkpoint: number) => void | Promise<void>,
 ): Promise<void> {
   for (const { checkpoint, stretches } of epochs) {
-    for (const { segment, from, to } of stretches) {
-      const end = await readRecords(store, segment, from, to, (record) => apply(record, checkpoint))
+    for (const { segment, from, to, disks } of stretches) {
+      const end = await readRecords(store, segment, from, to, (record) =>
+        apply(record, checkpoint, disks),
+      )
       if (end !== to) throw damaged(store, `segment ${segment} has changed while it was read`)
     }
     await ended(checkpoint)
@@ -111,7 +120,7 @@ class Scanner {
           from = behind
           return
         }
-        from = this.#take(record, { segment: number, from, to: at }, behind)
+        from = this.#take(record, this.#stretch(number, from, at), behind)
       },
     )
     if (records === 0) {
@@ -121,7 +130,7 @@ class Scanner {
       this.#segments.pop()
       return
     }
-    if (from < end) this.#stretches.push({ segment: number, from, to: end })
+    if (from < end) this.#stretches.push(this.#stretch(number, from, end))
     this.#length = end
     segment.bytes = end
     // A torn tail was never reported; what was reported and is not there is damage.
@@ -201,6 +210,11 @@ class Scanner {
       case 'segment':
       case 'dirty':
       case 'ready':
+      case 'offer':
+      case 'accept':
+      case 'withdraw':
+      case 'complete':
+      case 'resized':
       case 'synced':
       case 'handover':
       case 'compare':
@@ -217,6 +231,10 @@ class Scanner {
         this.#state = decodeState(record.payload)
         return behind
     }
+  }
+
+  #stretch(segment: number, from: number, to: number): Stretch {
+    return { segment, disks: this.#header?.disks ?? [], from, to }
   }
 
   #need(segment: number, checkpoint: number): void {

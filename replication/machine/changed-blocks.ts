@@ -1,7 +1,7 @@
 /** Which blocks of a group's disks may differ from the secondary's last checkpoint: a dirty map for each disk, cut to its size. */
 
 import { assert } from '../../core/assert.ts'
-import { DirtyMap, SENT } from './dirty-map.ts'
+import { DirtyMap, SENT, UNSENT } from './dirty-map.ts'
 import type { DiskIdentity } from './handshake.ts'
 
 /** A run of bytes on a disk. */
@@ -11,10 +11,29 @@ export interface Run {
 }
 
 export class ChangedBlocks {
-  readonly #disks: readonly { readonly size: number; readonly map: DirtyMap }[]
+  readonly #disks: { size: number; map: DirtyMap }[]
 
   constructor(disks: readonly DiskIdentity[]) {
     this.#disks = disks.map(({ size }) => ({ size, map: new DirtyMap() }))
+  }
+
+  add({ size }: DiskIdentity): void {
+    this.#disks.push({ size, map: new DirtyMap() })
+  }
+
+  grow(disk: number, size: number): void {
+    this.#of(disk).size = size
+  }
+
+  /** A disk has to be sent as a whole. */
+  unsendAll(disk: number): void {
+    const { map, size } = this.#of(disk)
+    map.mark(0, size, UNSENT)
+  }
+
+  /** The disk is of no concern any more. */
+  drop(disk: number): void {
+    this.#of(disk).map = new DirtyMap()
   }
 
   /** Notes a change in an epoch that is never below an earlier call's. Hot path. */
@@ -41,14 +60,9 @@ export class ChangedBlocks {
     for (const { map } of this.#disks) map.forget(committed)
   }
 
-  /** Whether any disk has a block that is dirty with respect to `committed`. */
-  any(committed: number): boolean {
-    return this.#disks.some((_, disk) => this.next(disk, 0, 1, committed) !== undefined)
-  }
-
-  /** Whether any disk has a block that has to be sent. */
-  get anyUnsent(): boolean {
-    return this.any(SENT)
+  /** Whether any of these disks has a block that has to be sent. */
+  anyUnsent(disks: readonly number[]): boolean {
+    return disks.some((disk) => this.nextUnsent(disk, 0, 1) !== undefined)
   }
 
   unsentBytes(disk: number): number {
@@ -85,7 +99,7 @@ export class ChangedBlocks {
       : { at: run.at, length: Math.min(run.length, size - run.at) }
   }
 
-  #of(disk: number): { readonly size: number; readonly map: DirtyMap } {
+  #of(disk: number): { size: number; map: DirtyMap } {
     const found = this.#disks[disk]
     assert(found !== undefined, 'a disk of the group has a number below their count')
     return found

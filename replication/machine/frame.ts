@@ -60,6 +60,16 @@ export const FRAME_TYPES = {
   /** Of a secondary: so many data frames of this link (position) are in its memory; are on its stable storage. */
   received: 17,
   stored: 18,
+  /** Of a primary: it has one more disk, `disk` is its number, payload: name and size. Only to who has the feature `disks`. */
+  offer: 30,
+  /** Of a secondary: it has that disk, and takes it. */
+  accept: 31,
+  /** Of either: it has that disk no longer. */
+  withdraw: 32,
+  /** Of a primary: all of that disk is sent; it counts with the next checkpoint. */
+  complete: 33,
+  /** Of a secondary: that disk has `extent` bytes there now. */
+  resized: 34,
 } as const
 
 export type FrameType = keyof typeof FRAME_TYPES

@@ -8,6 +8,7 @@
  */
 
 import { ACKS, type Ack, type GroupMode } from '../group.ts'
+import { objectionToDisks, type HelloDisk } from './disk-sets.ts'
 import { flagOf, malformed, objectOf, oneOf, parseFields, textOf, wholeOf } from './fields.ts'
 import {
   lineageOf,
@@ -26,8 +27,9 @@ const ACKNOWLEDGES = 'acknowledge'
  * What this build can do on a link that older ones of the same version cannot. Each side says its own; what both say may be used.
  *  - checksums: a secondary answers `compare` frames.
  *  - acknowledge: a secondary says what it has, where it is asked.
+ *  - disks: disks come and go, and grow, while the link is there (disk-sets.ts).
  */
-export const FEATURES: readonly string[] = ['checksums', ACKNOWLEDGES]
+export const FEATURES: readonly string[] = ['checksums', ACKNOWLEDGES, 'disks']
 
 const MOST_FEATURES = 64
 
@@ -55,7 +57,7 @@ export interface Hello extends Lineage {
   readonly wrote: boolean
   readonly term: number
   /** In the order in which frames number them. */
-  readonly disks: readonly DiskIdentity[]
+  readonly disks: readonly HelloDisk[]
   /** Bytes of one epoch that this side can hold (secondary); 0 on a primary. */
   readonly capacity: number
   /** Whether this side's checkpoints survive its crash (secondary). */
@@ -135,15 +137,8 @@ function configurationObjection(source: Hello, target: Hello): Verdict | undefin
     return wrong(`the modes differ: primary ${source.mode}, secondary ${target.mode}`)
   if (source.role !== 'primary')
     return wrong(`the connecting side is ${source.role}, not a primary`)
-  const theirs = new Map(target.disks.map((disk) => [disk.name, disk.size]))
-  for (const { name, size } of source.disks) {
-    const other = theirs.get(name)
-    if (other === undefined) return wrong(`disk "${name}" exists only on the primary`)
-    if (other !== size)
-      return wrong(`disk "${name}" has ${size} bytes on the primary and ${other} on the secondary`)
-    theirs.delete(name)
-  }
-  for (const name of theirs.keys()) return wrong(`disk "${name}" exists only on the secondary`)
+  const objection = objectionToDisks(source, target)
+  if (objection !== undefined) return refuse(objection.code, objection.reason)
   const unable = target.role === 'secondary' ? ackObjection(source.ack, target) : undefined
   return unable === undefined ? undefined : wrong(unable)
 }
@@ -294,8 +289,14 @@ export function decodeHello(payload: Buffer): Hello {
     wrote: flagOf(fields['wrote'], 'hello.wrote'),
     term: wholeOf(fields['term'], 'hello.term'),
     disks: disks.map((disk: unknown) => {
-      const { name, size } = objectOf(disk, 'hello.disks')
-      return { name: textOf(name, 'hello.disks.name'), size: wholeOf(size, 'hello.disks.size') }
+      const { name, size, apart } = objectOf(disk, 'hello.disks')
+      return {
+        name: textOf(name, 'hello.disks.name'),
+        size: wholeOf(size, 'hello.disks.size'),
+        ...(apart === undefined
+          ? {}
+          : { apart: oneOf(apart, ['new', 'partial'] as const, 'hello.disks.apart') }),
+      }
     }),
     capacity: wholeOf(fields['capacity'], 'hello.capacity'),
     durable: flagOf(fields['durable'], 'hello.durable'),
@@ -329,4 +330,15 @@ export function decodeRefusal(payload: Buffer): Refusal {
     reason: textOf(fields['reason'], 'refusal.reason'),
     term: wholeOf(fields['term'], 'refusal.term'),
   }
+}
+
+/** A disk that a primary offers to its secondary. */
+export function encodeDisk({ name, size }: DiskIdentity): Buffer {
+  return Buffer.from(JSON.stringify({ name, size }))
+}
+
+/** @throws Fault PROTOCOL naming the field that is wrong */
+export function decodeDisk(payload: Buffer): DiskIdentity {
+  const { name, size } = parseFields(payload, 'disk')
+  return { name: textOf(name, 'disk.name'), size: wholeOf(size, 'disk.size') }
 }

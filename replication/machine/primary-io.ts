@@ -87,6 +87,18 @@ export type PrimaryInput =
   /** A part of a copy, as large as the secondary should have to hold, was sent. */
   | { readonly type: 'part-sent' }
   | { readonly type: 'resynced'; readonly nowMs: number; readonly session: number }
+  /** The group has one more disk; or, by index, one less, or a larger one. */
+  | { readonly type: 'disk-added'; readonly disk: DiskIdentity }
+  | { readonly type: 'disk-removed'; readonly disk: number }
+  | { readonly type: 'disk-grown'; readonly disk: number; readonly size: number }
+  /** The secondary says of a disk, by its number, that it takes it, has it no longer, or has made it of this size. */
+  | {
+      readonly type: 'disk-news'
+      readonly nowMs: number
+      readonly news: 'accept' | 'withdraw' | 'resized'
+      readonly number: number
+      readonly size: number
+    }
   | { readonly type: 'disk-failed'; readonly reason: string }
 
 export type PrimaryEffect =
@@ -112,7 +124,11 @@ export type PrimaryEffect =
       readonly session: number
       readonly copies: boolean
       readonly compares: boolean
+      /** Their indexes. */
+      readonly disks: readonly number[]
     }
+  /** Other disks count now than those that are remembered. */
+  | { readonly type: 'remember' }
   /** Ask whether the other side is fenced, then give back `fenced`. */
   | { readonly type: 'fence'; readonly peer: string }
   /** Answer another primary's call. */

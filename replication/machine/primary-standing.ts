@@ -9,6 +9,7 @@
 
 import { assert } from '../../core/assert.ts'
 import type { Ack } from '../group.ts'
+import type { ApartDisks, HelloDisk } from './disk-sets.ts'
 import { FEATURES, PROTOCOL, type Hello } from './handshake.ts'
 import type { PrimarySettings } from './primary-io.ts'
 import { forked, type Lineage, type ReplicaState } from './replica-state.ts'
@@ -85,8 +86,8 @@ export class PrimaryStanding {
     return moved
   }
 
-  hello(): Hello {
-    const { group, mode, replica, disks, identical } = this.#settings
+  hello(disks: readonly HelloDisk[]): Hello {
+    const { group, mode, replica, identical } = this.#settings
     return {
       ...this.#lineage,
       protocol: PROTOCOL,
@@ -106,9 +107,10 @@ export class PrimaryStanding {
   }
 
   /** What has to be remembered. `ending`: nothing is announced any more, so that the number is exact. */
-  state(ending: boolean): ReplicaState {
+  state(ending: boolean, apart: ApartDisks): ReplicaState {
     return {
       ...this.#lineage,
+      apart,
       role: this.role,
       term: this.term,
       wrote: true,

@@ -11,9 +11,18 @@
  */
 
 import { ACKS, type Ack, type Protection, type SideStatus } from '../group.ts'
+import { CarriedDisks } from './carried-disks.ts'
 import { ChangedBlocks, type Run } from './changed-blocks.ts'
 import { frame, PARTIAL, UNASKED } from './frame.ts'
-import { ackObjection, encodeHello, verdictOn, type Hello, type Refusal } from './handshake.ts'
+import {
+  ackObjection,
+  encodeDisk,
+  encodeHello,
+  verdictOn,
+  type DiskIdentity,
+  type Hello,
+  type Refusal,
+} from './handshake.ts'
 import { LinkLossPolicy } from './link-loss-policy.ts'
 import { Liveness } from './liveness.ts'
 import { PrimaryCheckpoints } from './primary-checkpoints.ts'
@@ -39,6 +48,9 @@ type Link =
   | { readonly kind: 'settling'; readonly checkpoint: number }
   | { readonly kind: 'streaming' }
 
+/** The largest number that a frame has room for. */
+const MOST_NUMBER = 0xffff
+
 const ALONE = 'active without a secondary'
 
 export class PrimaryMachine {
@@ -46,6 +58,7 @@ export class PrimaryMachine {
   readonly #liveness: Liveness
   readonly #self: PrimaryStanding
   readonly #changed: ChangedBlocks
+  readonly #carried: CarriedDisks
   #link: Link = { kind: 'down' }
   #peer: string | null = null
   /** Whether the dirty maps come from an earlier process, which does not say in which epochs. */
@@ -53,6 +66,8 @@ export class PrimaryMachine {
   #durable = false
   /** What the secondary that is connected can do. */
   #able: Pick<Hello, 'features' | 'durable'> | undefined
+  /** Whether disks can be added and removed while the link is there. */
+  #peerTakesDisks = false
   #replicating = true
   #deposed = false
   /** Whether a guest has used this side, or a secondary has followed it, since this machine was made. */
@@ -73,6 +88,7 @@ export class PrimaryMachine {
     this.#liveness = new Liveness(settings)
     this.#changed = new ChangedBlocks(settings.disks)
     this.#resync = new ResyncTerms(settings)
+    this.#carried = new CarriedDisks(settings.disks, settings.remembered.apart)
     this.#linkLoss = new LinkLossPolicy(settings)
     this.#self = new PrimaryStanding(settings)
     this.#out = new PrimaryOutbox()
@@ -185,7 +201,7 @@ export class PrimaryMachine {
 
   /** What has to be remembered of this side. `announced` is known only if this is the last that is remembered. */
   state(ending: boolean): ReplicaState {
-    return this.#self.state(ending)
+    return this.#self.state(ending, this.#carried.apart)
   }
 
   /** The shell remembers from an earlier process that a range may differ from the last checkpoint. */
@@ -251,15 +267,54 @@ export class PrimaryMachine {
     const { kind } = this.#link
     // What is written while the secondary still tells what it changed is sent with the resync.
     if (kind !== 'streaming' && kind !== 'settling' && kind !== 'resyncing') return false
+    if (!this.#carried.carries(disk)) return false
     this.#checkpoints.carry(length)
     return true
+  }
+
+  /** Whether the secondary holds a disk as of its last checkpoint. */
+  counts(disk: number): boolean {
+    return this.#carried.carried.includes(disk)
+  }
+
+  /** Whether the stream carries a disk. */
+  carries(disk: number): boolean {
+    return this.#carried.carries(disk)
+  }
+
+  /** The number of a disk on the link that carries it. */
+  numberOf(disk: number): number {
+    return this.#carried.numberOf(disk)
+  }
+
+  /** The index of the disk that the secondary means, or -1. */
+  indexOf(number: number): number {
+    return this.#carried.indexOf(number)
+  }
+
+  /** Whether no checkpoint has a disk. */
+  isApart(name: string): boolean {
+    return this.#carried.apart[name] !== undefined
+  }
+
+  /** Bytes that a disk has on the secondary; undefined while no link carries it. */
+  sizeThere(disk: number): number | undefined {
+    return this.#link.kind === 'down' ? undefined : this.#carried.sizeThere(disk)
+  }
+
+  /** Whether the copy of added disks may put more into the present epoch. */
+  get copyHasRoom(): boolean {
+    return this.#link.kind !== 'streaming' || this.#carried.hasRoom(this.#self.announced)
   }
 
   /** A resync has sent so many bytes. @returns whether the shell has to say `part-sent` */
   resent(disk: number, at: number, length: number): boolean {
     this.#changed.sent(disk, at, length, this.#self.announced + 1)
     this.#checkpoints.carry(length)
-    if (this.#link.kind !== 'resyncing') return false
+    if (this.#link.kind !== 'resyncing') {
+      this.#carried.spend(length, this.#self.announced)
+      return false
+    }
     return this.#resync.isPart(this.#link.copies, this.#checkpoints.epochBytes)
   }
 
@@ -278,7 +333,8 @@ export class PrimaryMachine {
       case 'link-up': {
         this.#liveness.start(input.nowMs)
         this.#peer = input.peer
-        const hello = this.#self.hello()
+        this.#carried.number()
+        const hello = this.#self.hello(this.#carried.hello)
         this.#link = { kind: 'greeting', hello }
         this.#out.send(frame('hello', { payload: encodeHello(hello) }))
         return
@@ -356,6 +412,14 @@ export class PrimaryMachine {
       case 'resynced':
         this.#resynced(input.session, input.nowMs)
         return
+      case 'disk-added':
+        return this.#added(input.disk)
+      case 'disk-removed':
+        return this.#removed(input.disk)
+      case 'disk-grown':
+        return this.#grown(input.disk, input.size)
+      case 'disk-news':
+        return this.#diskNews(input)
       case 'disk-failed':
         // The image's content is no longer known, so the stream cannot carry it: say so instead of guessing.
         if (this.#link.kind !== 'down') this.#closeLink(input.reason)
@@ -377,6 +441,8 @@ export class PrimaryMachine {
       return this.#closeLink('a guest wrote while the secondary was being greeted')
     const copies = verdict.resync === 'everything'
     this.#base(copies, verdict.at, Math.max(hello.announced ?? 0, hello.checkpoint))
+    this.#carried.greet(sent, hello, copies)
+    this.#peerTakesDisks = hello.features.includes('disks')
     // One that settles is part of this line with its first checkpoint, and until then of its own.
     if (!verdict.settles) this.#self.shared = true
     this.#able = hello
@@ -423,9 +489,11 @@ export class PrimaryMachine {
   /** Sends what has to be sent. What is too much for the secondary shows then: how much of it is zeroes, nobody knows before. */
   #send(copies: boolean, settles: boolean, nowMs: number): void {
     const session = this.#resync.nextSession()
+    this.#carried.interrupt()
+    const disks = this.#carried.carried
     this.#link = { kind: 'resyncing', session, copies, settles }
-    if (!this.#changed.anyUnsent) return this.#resynced(session, nowMs)
-    this.#out.add({ type: 'resync', session, copies, compares: this.#resync.comparesFirst })
+    if (!this.#changed.anyUnsent(disks)) return this.#resynced(session, nowMs)
+    this.#out.add({ type: 'resync', session, copies, compares: this.#resync.comparesFirst, disks })
   }
 
   /** A verify has found what has to be sent again. Without a secondary the next resync does it. */
@@ -442,6 +510,74 @@ export class PrimaryMachine {
     this.#closeLink(`refused: ${reason}`)
   }
 
+  #added(disk: DiskIdentity): void {
+    const index = this.#carried.add(disk)
+    this.#changed.add(disk)
+    if (this.#link.kind === 'greeting') return this.#closeLink(`disk "${disk.name}" was added`)
+    this.#offer(index)
+  }
+
+  #grown(disk: number, size: number): void {
+    this.#carried.grow(disk, size)
+    this.#changed.grow(disk, size)
+    // The hello that was sent tells of another size, and so does what was offered.
+    if (this.#link.kind === 'greeting') return this.#closeLink('a disk has grown')
+    this.#offer(disk)
+  }
+
+  /** Tells the secondary of a disk that it may take, if it is one and there is a link that can carry it. */
+  #offer(index: number): void {
+    const { kind } = this.#link
+    if (kind === 'down' || kind === 'greeting' || !this.#peerTakesDisks) return
+    const offer = this.#carried.offer(index)
+    if (offer === undefined) return
+    const { number, disk } = offer
+    if (number > MOST_NUMBER) return this.#closeLink('the numbers of disks are used up')
+    this.#out.send(frame('offer', { disk: number, payload: encodeDisk(disk) }))
+  }
+
+  #removed(disk: number): void {
+    const { kind } = this.#link
+    if (kind === 'greeting') this.#closeLink('a disk was removed')
+    else if (kind !== 'down' && this.#peerTakesDisks)
+      this.#out.send(frame('withdraw', { disk: this.#carried.numberOf(disk) }))
+    this.#carried.remove(disk)
+    this.#changed.drop(disk)
+  }
+
+  #diskNews({ news, number, size, nowMs }: Extract<PrimaryInput, { type: 'disk-news' }>): void {
+    this.#liveness.heard(nowMs)
+    if (news === 'accept') {
+      const offered = this.#carried.offered(number)
+      if (offered === -1) return
+      if (this.#carried.accept(offered, size)) return this.#copyAdded()
+      return this.#offer(offered)
+    }
+    const index = this.#carried.indexOf(number)
+    // It may have been removed here in the meantime.
+    if (index === -1) return
+    if (news === 'resized') return this.#carried.learnSize(index, size)
+    this.#carried.lose(index)
+    this.#out.add({ type: 'remember' })
+    // It may come back.
+    this.#offer(index)
+  }
+
+  /** Copies what was added, beside the stream, when the secondary has all the rest. */
+  #copyAdded(): void {
+    if (this.#link.kind !== 'streaming' || !this.#carried.mayCopy) return
+    const session = this.#resync.nextSession()
+    const disks = this.#carried.begin(session)
+    for (const disk of disks) this.#changed.unsendAll(disk)
+    this.#out.add({ type: 'resync', session, copies: false, compares: false, disks })
+  }
+
+  #copied(): void {
+    for (const disk of this.#carried.end(this.#self.announced + 1))
+      this.#out.send(frame('complete', { disk }))
+    this.#copyAdded()
+  }
+
   #depose(reason: string): void {
     if (!this.#used) {
       this.#heals = true
@@ -455,7 +591,7 @@ export class PrimaryMachine {
 
   /** Another primary would have this side follow it. */
   #called(hello: Hello): void {
-    const ours = this.#self.hello()
+    const ours = this.#self.hello(this.#carried.hello)
     const verdict = verdictOn(hello, ours)
     const answer = (code: Refusal['code'], reason: string): void => {
       this.#out.add({ type: 'answer', refusal: { code, reason, term: this.#self.term } })
@@ -472,6 +608,7 @@ export class PrimaryMachine {
   }
 
   #resynced(session: number, nowMs: number): void {
+    if (this.#link.kind === 'streaming' && this.#carried.isCopy(session)) return this.#copied()
     if (this.#link.kind !== 'resyncing' || this.#link.session !== session) return
     const settles = this.#link.settles || this.#link.copies || this.#resync.inParts
     this.#resync.sent()
@@ -481,6 +618,7 @@ export class PrimaryMachine {
     if (!settles) return
     // A checkpoint that was asked for does as well, unless its time is over.
     if (this.#self.announced === before) this.#checkpoints.mark(undefined, UNASKED)
+    if (this.#link.copies) this.#carried.countWith(before + 1)
     this.#reason = 'awaiting the first checkpoint of the copy'
     this.#link = { kind: 'settling', checkpoint: before + 1 }
   }
@@ -492,6 +630,7 @@ export class PrimaryMachine {
     this.#linkLoss.arm()
     this.#self.discard = null
     this.#out.send(frame('synced'))
+    this.#copyAdded()
     if (this.#self.role === 'primary') return
     this.#self.role = 'primary'
     this.#out.event({
@@ -534,6 +673,7 @@ export class PrimaryMachine {
     }
     this.#commit(checkpoint)
     if (marker.partial) return
+    if (this.#carried.done(checkpoint)) this.#out.add({ type: 'remember' })
     if (this.#link.kind === 'settling' && checkpoint >= this.#link.checkpoint) this.#streaming()
     this.#checkpoints.report(marker, commitUs, nowMs)
   }
@@ -578,6 +718,7 @@ export class PrimaryMachine {
     this.#able = undefined
     if (this.#link.kind === 'resyncing' && this.#link.copies) this.#resync.split()
     this.#link = { kind: 'down' }
+    this.#carried.down()
     this.#reason = reason
     const peer = this.#peer
     this.#peer = null

@@ -10,6 +10,7 @@
  */
 
 import { assert } from '../../core/assert.ts'
+import type { ApartDisks } from './disk-sets.ts'
 import { flagOf, malformed, objectOf, oneOf, textOf, wholeOf, type Fields } from './fields.ts'
 
 /** Forks that are remembered. Where they may be too few to tell which side is newer, an operator has to. */
@@ -40,6 +41,8 @@ export interface ReplicaState extends Lineage {
   readonly consistent: boolean
   /** A checkpoint that was committed; the last one, except on a primary that crashed. */
   readonly checkpoint: number
+  /** Disks that are in no checkpoint: they were added, and their copy is not whole. */
+  readonly apart: ApartDisks
   /** The last checkpoint that a primary has announced, if it is known for sure; a crash makes it unknown. */
   readonly announced: number | null
 }
@@ -53,6 +56,7 @@ export const FRESH: ReplicaState = {
   wrote: false,
   consistent: true,
   checkpoint: 0,
+  apart: {},
   announced: null,
 }
 
@@ -150,7 +154,17 @@ export function replicaStateOf(fields: Fields, what: string): ReplicaState {
     wrote: flagOf(fields['wrote'], `${what}.wrote`),
     consistent: flagOf(fields['consistent'], `${what}.consistent`),
     checkpoint: wholeOf(fields['checkpoint'], `${what}.checkpoint`),
+    apart: apartOf(fields['apart'], `${what}.apart`),
     announced:
       fields['announced'] === null ? null : wholeOf(fields['announced'], `${what}.announced`),
   }
+}
+
+/** Older builds remember nothing of it: none of their disks stands apart. */
+function apartOf(value: unknown, what: string): ApartDisks {
+  if (value === undefined) return {}
+  const entries = Object.entries(objectOf(value, what))
+  return Object.fromEntries(
+    entries.map(([name, standing]) => [name, oneOf(standing, ['new', 'partial'] as const, what)]),
+  )
 }

@@ -44,6 +44,24 @@ export type SecondaryInput =
     }
   /** The primary has sent everything: this side is protected. */
   | { readonly type: 'synced'; readonly nowMs: number; readonly link: number }
+  /** The primary has one more disk, and its number for it. */
+  | {
+      readonly type: 'offer'
+      readonly nowMs: number
+      readonly link: number
+      readonly disk: DiskIdentity & { readonly number: number }
+    }
+  /** The primary has a disk no longer; has sent all of it. */
+  | {
+      readonly type: 'withdraw' | 'complete'
+      readonly nowMs: number
+      readonly link: number
+      readonly number: number
+    }
+  /** The group has one more disk here, one less, or a larger one. */
+  | { readonly type: 'disk-added'; readonly disk: DiskIdentity }
+  | { readonly type: 'disk-removed'; readonly name: string }
+  | { readonly type: 'disk-grown'; readonly disk: DiskIdentity }
   | { readonly type: 'heartbeat'; readonly nowMs: number; readonly link: number }
   | { readonly type: 'committed'; readonly checkpoint: number; readonly commitUs: number }
   /** Nothing can be recorded for now: what is not committed is lost. */
@@ -101,8 +119,8 @@ export type SecondaryEffect =
    * `log-failed`.
    */
   | { readonly type: 'commit'; readonly checkpoint: number; readonly state: ReplicaState }
-  /** What was changed here is of no account any more: every disk is what the primary sent. */
-  | { readonly type: 'forget-changes' }
+  /** What was changed here is of no account any more: every disk is what the primary sent, up to these bytes, by disk. */
+  | { readonly type: 'forget-changes'; readonly ends: readonly number[] }
   /** Make the log work again, then give back `log-restarted` or `log-failed`. */
   | { readonly type: 'restart-log' }
   /** Remember this, then give back `remembered` or `remember-failed`. */

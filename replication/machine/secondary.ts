@@ -15,16 +15,19 @@ import { assert } from '../../core/assert.ts'
 import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupRole, Protection } from '../group.ts'
 import { CheckpointWaiters } from './checkpoint-waiters.ts'
+import { helloDisks, without, type ApartDisks } from './disk-sets.ts'
 import { frame, type Frame } from './frame.ts'
 import {
   encodeHello,
   FEATURES,
   PROTOCOL,
   verdictOn,
+  type DiskIdentity,
   type Hello,
   type RefusalCode,
 } from './handshake.ts'
 import { Congestion } from './congestion.ts'
+import { LinkDisks } from './link-disks.ts'
 import { Liveness } from './liveness.ts'
 import { Pressure } from './pressure.ts'
 import { ProtectionReport } from './protection-report.ts'
@@ -36,8 +39,7 @@ import { objectionTo, Takeover } from './takeover.ts'
 interface Link {
   readonly number: number
   readonly peer: string
-  /** Disk numbers of frames on this link, as indexes of our own list. */
-  readonly disks: readonly number[]
+  readonly disks: LinkDisks
   /** What this side is part of with the next commit. */
   readonly lineage: Lineage
   /** Whether the primary says that everything is sent. */
@@ -54,6 +56,8 @@ interface Commit {
   readonly state: ReplicaState
   /** Whether it answers a command on this side, as it answers one on the primary. */
   readonly asked: boolean
+  /** Bytes that it has of a disk, by name. */
+  readonly sizes: ReadonlyMap<string, number>
 }
 
 const ALONE = 'active without a secondary'
@@ -67,17 +71,22 @@ export class SecondaryMachine {
   readonly #settings: SecondarySettings
   readonly #liveness: Liveness
   readonly #congestion: Congestion
+  #disks: DiskIdentity[]
   #link: Link | undefined
   #role: GroupRole = 'secondary'
   /** As it is remembered; a promote and each commit replace it. */
   #state: ReplicaState
   #announced: number
+  /** How often a disk became a mixture, by name. */
+  readonly #mixtures = new Map<string, number>()
   #discard: Hello['discard'] = null
   /** Begun and not ended, oldest first. */
   #commits: Commit[] = []
   readonly #takeover = new Takeover()
   /** Whether the primary that is being greeted leads on from the state that is here. */
   #joins = false
+  /** Whether it sends all disks as a whole. */
+  #everything = false
   #logError: string | undefined
   /** The highest that was heard of. */
   #term: number
@@ -94,6 +103,7 @@ export class SecondaryMachine {
     this.#liveness = new Liveness(settings)
     this.#pressure = new Pressure(settings.capacity)
     this.#congestion = new Congestion(STUCK_TIMEOUTS * settings.timeoutMs)
+    this.#disks = [...settings.disks]
     this.#state = { ...settings.remembered, role: 'secondary' }
     this.#announced = settings.remembered.checkpoint
     this.#term = settings.remembered.term
@@ -113,12 +123,22 @@ export class SecondaryMachine {
     return this.#state.consistent
   }
 
+  /** How often what is here of a disk became no state of it. */
+  mixturesOf(name: string): number {
+    return this.#mixtures.get(name) ?? 0
+  }
+
   get state(): ReplicaState {
     return this.#state
   }
 
   get term(): number {
     return this.#term
+  }
+
+  /** Whether this side takes over as soon as that can be decided and remembered. */
+  get isTakingOver(): boolean {
+    return this.#takeover.isUnderWay
   }
 
   get peer(): string | null {
@@ -135,8 +155,11 @@ export class SecondaryMachine {
     return this.protection === 'protected' ? null : (this.#reason ?? null)
   }
 
-  /** Our index of the disk that a data frame on `link` concerns, or why the frame must not be taken. Hot path. */
-  diskOf(link: number, data: Frame): number | string {
+  /**
+   * Our index of the disk that a data frame on `link` concerns, undefined where that was removed here, or why the frame
+   * must not be taken. Hot path.
+   */
+  diskOf(link: number, data: Frame): number | string | undefined {
     const length = data.type === 'write' ? data.payload.length : data.extent
     const disk = this.#rangeOf(link, data, length)
     if (typeof disk === 'number') this.#epochBytes += length
@@ -144,16 +167,21 @@ export class SecondaryMachine {
   }
 
   /** The same for a question about what a disk holds. */
-  diskAsked(link: number, question: Frame): number | string {
+  diskAsked(link: number, question: Frame): number | string | undefined {
     return this.#rangeOf(link, question, question.extent)
   }
 
-  #rangeOf(link: number, { disk: number, position }: Frame, length: number): number | string {
+  #rangeOf(
+    link: number,
+    { disk: number, position }: Frame,
+    length: number,
+  ): number | string | undefined {
     if (this.#link?.number !== link) return 'data on a link that is not the current one'
-    const disk = this.#link.disks[number]
-    const size = disk === undefined ? undefined : this.#settings.disks[disk]?.size
-    if (disk === undefined || size === undefined)
-      return `data for disk ${number}, which does not exist`
+    const name = this.#link.disks.nameOf(number)
+    if (name === null) return undefined
+    const disk = this.#disks.findIndex((each) => each.name === name)
+    const size = this.#disks[disk]?.size
+    if (size === undefined) return `data for disk ${number}, which does not exist`
     if (position % 512 !== 0 || length % 512 !== 0 || length === 0)
       return 'data that is not whole sectors'
     if (position + length > size) return `data beyond the end of disk ${number}`
@@ -214,11 +242,22 @@ export class SecondaryMachine {
         return this.#awaitCheckpoint(input)
       case 'set-replicating':
         return this.#setReplicating(input.on)
+      case 'offer':
+        return this.#offered(input)
+      case 'withdraw':
+      case 'complete':
+        return this.#diskNews(input)
+      case 'disk-added':
+        return this.#added(input.disk)
+      case 'disk-removed':
+        return this.#removed(input.name)
+      case 'disk-grown':
+        return this.#grown(input.disk)
     }
   }
 
   #hello(): Hello {
-    const { group, mode, replica, disks, capacity, durable } = this.#settings
+    const { group, mode, replica, capacity, durable } = this.#settings
     const { generation, history, checkpoint, consistent, wrote } = this.#state
     return {
       ...{ generation, history, checkpoint, consistent, wrote },
@@ -230,7 +269,7 @@ export class SecondaryMachine {
       replica,
       announced: this.#announced,
       term: this.#term,
-      disks,
+      disks: helloDisks(this.#disks, this.#state.apart),
       capacity,
       discard: this.#discard,
       identical: false,
@@ -247,12 +286,12 @@ export class SecondaryMachine {
       this.#out.add({ type: 'close-link', link: this.#link.number, reason })
       this.#linkDown(reason)
     }
-    const names = this.#settings.disks.map(({ name }) => name)
     const { generation, history } = hello
+    const ours = this.#hello()
     this.#link = {
       number: link,
       peer,
-      disks: hello.disks.map(({ name }) => names.indexOf(name)),
+      disks: new LinkDisks(hello, ours, this.#everything),
       lineage: { generation, history },
       synced: false,
     }
@@ -270,15 +309,17 @@ export class SecondaryMachine {
     })
   }
 
-  /** Our number of a disk, as frames to the primary have to name it. */
+  /** The number of a disk of ours, as frames to the primary have to name it; -1 where it is not on the link. */
   diskFor(link: number, disk: number): number {
-    return this.#link?.number === link ? this.#link.disks.indexOf(disk) : -1
+    const name = this.#disks[disk]?.name
+    return this.#link?.number === link && name !== undefined ? this.#link.disks.numberOf(name) : -1
   }
 
   #objectionTo(hello: Hello): { code: RefusalCode; reason: string } | undefined {
     const verdict = verdictOn(hello, this.#hello())
     if (verdict.kind === 'refuse') return verdict
     this.#joins = !verdict.settles
+    this.#everything = verdict.resync === 'everything'
     if (!this.#replicating)
       return { code: 'configuration', reason: 'replication is switched off on the secondary' }
     if (this.#congestion.stuck) return { code: 'unready', reason: STUCK }
@@ -308,12 +349,78 @@ export class SecondaryMachine {
       wrote: false,
       consistent: !partial,
       checkpoint,
+      apart: this.#link.disks.apart(this.#disks),
       announced: null,
     }
-    this.#commits.push({ checkpoint, bytes: this.#epochBytes, link, state, asked })
+    const { disks } = this.#link
+    const sizes = new Map(this.#disks.map(({ name }) => [name, disks.sizeOf(name)]))
+    this.#commits.push({ checkpoint, bytes: this.#epochBytes, link, state, asked, sizes })
     this.#epochBytes = 0
     this.#pressure.relieve()
     this.#out.add({ type: 'commit', checkpoint, state })
+  }
+
+  #offered({ link, disk, nowMs }: Extract<SecondaryInput, { type: 'offer' }>): void {
+    if (this.#link?.number !== link) return
+    this.#liveness.heard(nowMs)
+    this.#link.disks.offer(disk.name, disk)
+    this.#accept()
+  }
+
+  #accept(): void {
+    if (this.#link === undefined) return
+    for (const { number: disk, size: extent } of this.#link.disks.accept(this.#disks))
+      this.#out.send(this.#link.number, frame('accept', { disk, extent }))
+  }
+
+  #diskNews({
+    type,
+    link,
+    number,
+    nowMs,
+  }: Extract<SecondaryInput, { type: 'withdraw' | 'complete' }>): void {
+    if (this.#link?.number !== link) return
+    this.#liveness.heard(nowMs)
+    const { disks } = this.#link
+    const name = disks.nameOf(number) ?? disks.offered(number)
+    if (name === undefined) return
+    if (type === 'complete') disks.complete(name)
+    else disks.withdraw(name)
+  }
+
+  /** It is in no checkpoint before a primary has sent all of it. */
+  #added(disk: DiskIdentity): void {
+    this.#disks.push(disk)
+    this.#stand((apart) => ({ ...apart, [disk.name]: 'partial' }))
+    this.#accept()
+  }
+
+  #removed(name: string): void {
+    const number = this.#link?.disks.numberOf(name) ?? -1
+    this.#disks = this.#disks.filter((disk) => disk.name !== name)
+    this.#mixtures.delete(name)
+    this.#stand((apart) => without(apart, name))
+    if (this.#link === undefined) return
+    if (number !== -1) this.#out.send(this.#link.number, frame('withdraw', { disk: number }))
+    this.#link.disks.drop(name)
+  }
+
+  #grown({ name, size }: DiskIdentity): void {
+    this.#disks = this.#disks.map((disk) => (disk.name === name ? { name, size } : disk))
+    if (this.#link === undefined) return
+    const number = this.#link.disks.numberOf(name)
+    if (number !== -1)
+      this.#out.send(this.#link.number, frame('resized', { disk: number, extent: size }))
+    this.#accept()
+  }
+
+  /** Also of what is about to be remembered. */
+  #stand(change: (apart: ApartDisks) => ApartDisks): void {
+    this.#state = { ...this.#state, apart: change(this.#state.apart) }
+    this.#commits = this.#commits.map((commit) => ({
+      ...commit,
+      state: { ...commit.state, apart: change(commit.state.apart) },
+    }))
   }
 
   #synced(link: number, nowMs: number): void {
@@ -329,10 +436,10 @@ export class SecondaryMachine {
     const before = this.#state
     this.#state = commit.state
     const { bytes, state } = commit
-    if (state.consistent && (before.wrote || !before.consistent)) {
-      this.#discard = null
-      this.#out.add({ type: 'forget-changes' })
-    }
+    for (const { name } of this.#disks)
+      if (!state.consistent || state.apart[name] !== undefined)
+        this.#mixtures.set(name, this.mixturesOf(name) + 1)
+    this.#forgetChanges(before, commit)
     if (!state.consistent) return this.#afterPart(commit, commitUs)
     const result: CheckpointResult = { checkpoint, pauseUs: commitUs, commitUs, bytes }
     // Where the link broke meanwhile, the primary learns of this commit from the next hello.
@@ -346,6 +453,16 @@ export class SecondaryMachine {
       for (const request of this.#waiters.committed(result))
         this.#out.add({ type: 'checkpoint-done', request, result })
     this.#decide()
+  }
+
+  /** What this side changed by itself was sent to it by now; and so was a disk that is in no earlier checkpoint. */
+  #forgetChanges({ wrote, consistent, apart }: ReplicaState, { state, sizes }: Commit): void {
+    if (!state.consistent) return
+    const all = wrote || !consistent
+    if (all) this.#discard = null
+    const isSent = (name: string): boolean => all || apart[name] !== undefined
+    const ends = this.#disks.map(({ name }) => (isSent(name) ? (sizes.get(name) ?? 0) : 0))
+    if (all || ends.some((end) => end > 0)) this.#out.add({ type: 'forget-changes', ends })
   }
 
   /** A part of a copy is nothing that anybody waits for. */

@@ -77,6 +77,7 @@ export class Takeover {
       wrote: true,
       consistent: true,
       checkpoint,
+      apart: from.apart,
       announced: null,
     }
     this.#nextGeneration = undefined

@@ -25,13 +25,14 @@ export async function openFileRegions(
   fresh: boolean,
   files: StateFiles = NODE_FILES,
 ): Promise<RegionStore> {
-  const path = join(folder, `changed-${encodeURIComponent(disk)}.map`)
+  const path = pathOf(folder, disk)
   const header = headerOf(disk, diskSize, regionBytes)
   const length = bitmapBytes(diskSize, regionBytes)
   try {
     let bitmap = fresh ? null : await read(files, path, header, length)
     if (bitmap === null) {
-      bitmap = Buffer.alloc(length, fresh ? 0x00 : 0xff)
+      const smaller = fresh ? null : await readSmaller(files, path, { disk, diskSize, regionBytes })
+      bitmap = smaller ?? Buffer.alloc(length, fresh ? 0x00 : 0xff)
       await make(files, path, header, bitmap)
     }
     return new FileRegions(await files.open(path, 'change'), path, regionBytes, bitmap)
@@ -86,6 +87,12 @@ async function read(
   header: Buffer,
   length: number,
 ): Promise<Buffer | null> {
+  const bytes = await readStart(files, path, HEADER + length)
+  return bytes?.subarray(0, HEADER).equals(header) === true ? bytes.subarray(HEADER) : null
+}
+
+/** @returns null when there is no file, or a shorter one */
+async function readStart(files: StateFiles, path: string, length: number): Promise<Buffer | null> {
   let file
   try {
     file = await files.open(path, 'read')
@@ -94,13 +101,61 @@ async function read(
     throw error
   }
   try {
-    const bytes = Buffer.alloc(HEADER + length)
-    const have = await file.read(bytes, 0)
-    if (have < bytes.length || !bytes.subarray(0, HEADER).equals(header)) return null
-    return bytes.subarray(HEADER)
+    const bytes = Buffer.alloc(length)
+    return (await file.read(bytes, 0)) < length ? null : bytes
   } finally {
     await file.close()
   }
+}
+
+/** The map of the same disk when it was smaller, with what it gained marked. @returns null when there is none */
+async function readSmaller(
+  files: StateFiles,
+  path: string,
+  { disk, diskSize, regionBytes }: { disk: string; diskSize: number; regionBytes: number },
+): Promise<Buffer | null> {
+  const before = sizeIn(await readStart(files, path, HEADER))
+  if (before === undefined || before >= diskSize) return null
+  const header = headerOf(disk, before, regionBytes)
+  const bitmap = await read(files, path, header, bitmapBytes(before, regionBytes))
+  if (bitmap === null) return null
+  const grown = Buffer.alloc(bitmapBytes(diskSize, regionBytes))
+  bitmap.copy(grown)
+  for (let region = Math.floor(before / regionBytes); region * regionBytes < diskSize; region += 1)
+    grown[region >> 3] = (grown[region >> 3] ?? 0) | (1 << (region & 7))
+  return grown
+}
+
+/** What a header says of the size; whether it can be trusted, read() finds out. */
+function sizeIn(header: Buffer | null): number | undefined {
+  if (header === null) return undefined
+  const length = header.readUInt32BE(4)
+  try {
+    const text = header.subarray(8, 8 + Math.min(length, HEADER)).toString()
+    const { size } = JSON.parse(text) as { size?: unknown }
+    return Number.isSafeInteger(size) && Number(size) > 0 ? Number(size) : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/** Forgets the map of a disk that is one of the group's no longer: no crash brings it back. @throws Fault */
+export async function removeFileRegions(
+  folder: string,
+  disk: string,
+  files: StateFiles = NODE_FILES,
+): Promise<void> {
+  const path = pathOf(folder, disk)
+  try {
+    await files.remove(path)
+    await files.syncNames(folder)
+  } catch (error) {
+    throw regionFault(error, 'remove', path)
+  }
+}
+
+function pathOf(folder: string, disk: string): string {
+  return join(folder, `changed-${encodeURIComponent(disk)}.map`)
 }
 
 async function make(

@@ -25,10 +25,11 @@ export class OwnChanges {
     return this.#known?.[disk] ?? this.#regions[disk]?.ranges() ?? []
   }
 
-  /** Every disk is what a primary sent. */
-  forget(): void {
+  /** Every disk is what a primary sent, up to these bytes, by disk: what lies behind them is in no checkpoint of it. */
+  forget(ends: readonly number[]): void {
     this.#known = undefined
-    void Promise.all(this.#regions.map((regions) => regions.clear())).then(
+    const cleared = this.#regions.map((regions, disk) => regions.clear(ends[disk] ?? 0))
+    void Promise.all(cleared).then(
       () => this.#troubles.over('regions'),
       (error: unknown) => {
         // They say too much then, which costs the next copy time and nothing else.

@@ -22,17 +22,17 @@ export interface ChangedRange {
 }
 
 export class RegionMap {
-  readonly #store: RegionStore
-  readonly #size: number
-  readonly #count: number
+  #store: RegionStore
+  #size: number
+  #count: number
   /** As the store has it, or will have it before anybody is told so. */
-  readonly #bits: Buffer
+  #bits: Buffer
   /** Durable marks; behind `bits` while these are being saved. */
-  readonly #durable: Buffer
+  #durable: Buffer
   /** By region: the pass of retain() that was the last one to begin before it was last written. */
-  readonly #written: Uint32Array
+  #written: Uint32Array
   /** By region: writes that the image has begun and not ended. */
-  readonly #underWay: Uint16Array
+  #underWay: Uint16Array
   /** Passes of retain() that have begun. */
   #pass = 0
   /** Sectors of the bitmap that have to be saved. */
@@ -52,6 +52,41 @@ export class RegionMap {
 
   get regionBytes(): number {
     return this.#store.regionBytes
+  }
+
+  /**
+   * The disk has become larger: what it gained is marked durably when this resolves.
+   * @param reopen gives a store of the new size that has what the present one has. @throws Fault
+   */
+  async grow(diskSize: number, reopen: () => Promise<RegionStore>): Promise<void> {
+    while (this.#next !== undefined) await this.#next.catch(() => undefined)
+    const before = this.#store
+    // Saves that are asked for meanwhile come after it.
+    this.#saving = this.#saving
+      .catch(() => undefined)
+      .then(async () => {
+        this.#swap(await reopen(), diskSize)
+      })
+    await this.#saving
+    await before.close()
+    await this.#save()
+  }
+
+  #swap(store: RegionStore, diskSize: number): void {
+    const bits = Buffer.from(store.found)
+    for (const [index, byte] of this.#bits.entries()) bits[index] = (bits[index] ?? 0) | byte
+    const first = this.#regionOf(this.#size)
+    this.#store = store
+    this.#bits = bits
+    this.#durable = Buffer.from(store.found)
+    this.#size = diskSize
+    this.#count = Math.ceil(diskSize / store.regionBytes)
+    const [written, underWay] = [this.#written, this.#underWay]
+    this.#written = new Uint32Array(this.#count)
+    this.#underWay = new Uint16Array(this.#count)
+    this.#written.set(written)
+    this.#underWay.set(underWay)
+    for (let region = first; region < this.#count; region += 1) this.#set(region, true)
   }
 
   /** Whether every region of a range is marked already. Hot path. */
@@ -109,10 +144,13 @@ export class RegionMap {
     await this.#save()
   }
 
-  /** Nothing of the disk differs. */
-  async clear(): Promise<void> {
-    this.#durable.fill(0)
-    for (let region = 0; region < this.#count; region += 1) this.#set(region, false)
+  /** Nothing of the disk up to byte `end` differs. */
+  async clear(end: number): Promise<void> {
+    const count = end >= this.#size ? this.#count : this.#regionOf(end)
+    for (let region = 0; region < count; region += 1) {
+      unset(this.#durable, region)
+      this.#set(region, false)
+    }
     await this.#save()
   }
 

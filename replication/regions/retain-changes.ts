@@ -7,6 +7,8 @@ import type { RegionMap } from './region-map.ts'
 interface RetainedDisk {
   readonly below: BlockDevice
   readonly regions: RegionMap
+  /** It is one of the group's no longer. */
+  readonly gone?: true
 }
 
 /** @param disks in the machine's order @throws Fault when an image cannot be flushed, or a map written */
@@ -14,7 +16,8 @@ export async function retainChanges(
   machine: PrimaryMachine,
   disks: readonly RetainedDisk[],
 ): Promise<void> {
-  for (const [index, { regions, below }] of disks.entries())
+  for (const [index, { regions, below, gone }] of disks.entries()) {
+    if (gone === true) continue
     await regions.retain(
       (at, length) => {
         const run = machine.nextDirty(index, at, 1, machine.committed)
@@ -22,4 +25,5 @@ export async function retainChanges(
       },
       async () => below.flush(),
     )
+  }
 }

@@ -230,19 +230,23 @@ void t.test('a replication group comes with its first disk and goes with it', as
   }
 })
 
-void t.test('one disk of several of a group stays, and so do its clients', async (t) => {
+void t.test('one disk of several leaves its group, and those of the others stay', async (t) => {
   const [port] = await freePorts(1)
   const pipeline = `colo:127.0.0.1:${port}?role=primary&group=vm1|ram:1M`
   const { control, attach, exports } = await start(t, { a: pipeline, b: pipeline })
-  const client = await attach('a')
-  await t.rejects(control.execute('export-remove', { name: 'a', force: true }), {
-    message: /disks of a running group/,
-  })
-  await client.write(Buffer.alloc(4096, 1), 0)
-  t.same(await exports(), [
-    ['a', MiB, 1],
-    ['b', MiB, 0],
-  ])
+  const [leaves, stays] = [await attach('a'), await attach('b')]
+  await t.rejects(control.execute('export-remove', { name: 'a' }), { message: /a client uses it/ })
+  await leaves.write(Buffer.alloc(4096, 1), 0)
+  await control.execute('export-remove', { name: 'a', force: true })
+  await stays.write(Buffer.alloc(4096, 1), 0)
+  t.same(await exports(), [['b', MiB, 1]])
+  const { groups } = (await control.execute('replication-status')) as {
+    groups: { disks: { name: string }[] }[]
+  }
+  t.same(
+    groups.map(({ disks }) => disks.map(({ name }) => name)),
+    [['b']],
+  )
 })
 
 void t.test('changes that come together are made one after the other', async (t) => {

@@ -31,7 +31,7 @@ export class FakeGroup implements ReplicationGroup {
       term: 1,
       durable: true,
       peer: '127.0.0.1:9000',
-      disks: [{ name: 'disk0', size: 1 << 30, dirtyBytes: 4096 }],
+      disks: [{ name: 'disk0', size: 1 << 30, dirtyBytes: 4096, standing: 'whole' }],
       heals: true,
       checkpoints: null,
       resync: null,

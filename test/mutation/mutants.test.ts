@@ -7,6 +7,7 @@
 
 import t from 'tap'
 
+import { DISK_CHANGES } from './disk-changes.ts'
 import { INVARIANTS } from './invariants.ts'
 import { MutatedTree } from './mutated-tree.ts'
 import { PREDECESSORS } from './predecessors.ts'
@@ -14,7 +15,7 @@ import { PREDECESSORS } from './predecessors.ts'
 const CHOSEN = process.env['MUTANTS'] ?? ''
 const JOBS = 2
 
-const mutants = [...PREDECESSORS, ...INVARIANTS].filter(({ defect, of }) =>
+const mutants = [...PREDECESSORS, ...INVARIANTS, ...DISK_CHANGES].filter(({ defect, of }) =>
   `${of}: ${defect}`.includes(CHOSEN),
 )
 

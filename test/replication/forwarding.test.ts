@@ -44,7 +44,7 @@ function primary(ack: Ack, onLinkLoss: 'continue' | 'freeze') {
     'a',
     new MemoryDevice(SIZE),
     {
-      ...{ machine, forwarding, diskFailed: () => undefined },
+      ...{ machine, forwarding, diskFailed: () => undefined, isGone: () => false },
       ready: () => gate.ready(),
       thawed: () => gate.thawed(),
     },

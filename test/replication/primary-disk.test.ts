@@ -23,6 +23,7 @@ function open(): {
   const machine = {
     writing: () => undefined,
     written: () => true,
+    numberOf: () => 0,
     ack: 'sent',
     get writeObjection() {
       return group.deposed ? 'this copy was deposed' : undefined
@@ -41,6 +42,7 @@ function open(): {
     machine: machine as unknown as PrimaryMachine,
     forwarding,
     diskFailed: () => undefined,
+    isGone: () => false,
     ready: () => undefined,
     thawed: () =>
       group.frozen

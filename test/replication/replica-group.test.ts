@@ -89,6 +89,7 @@ async function start(options: Options = {}): Promise<Replica> {
       timers: NODE_TIMERS,
       nowMs: () => performance.now(),
       onEvent: (event) => events.push(event),
+      removeRegions: () => Promise.resolve(),
       hasSegments: async () => (await store.list()).length > 0,
       fence: () => Promise.resolve({ fenced: false, detail: '' }),
       openSegments: () => Promise.resolve(store),

@@ -25,7 +25,9 @@ function stage() {
     reception: { localLimit: MiB, hasLocalRoom: () => true },
     stopping: false,
     mixtures: 0,
-    useObjection: undefined as string | undefined,
+    objection: undefined as Fault | undefined,
+    objectionTo: () => group.objection,
+    mixturesOf: () => group.mixtures,
   }
   return { image, group, disk: new SecondaryDisk('disk', image, layers, group) }
 }
@@ -39,7 +41,7 @@ void t.test('a read that is under way when the copy becomes a mixture is refused
     code: 'NOT_PERMITTED',
   })
   await image.whenHeld(1)
-  group.useObjection = 'it is being copied'
+  group.objection = new Fault('NOT_PERMITTED', 'it is being copied')
   image.release()
   await mixed
   t.throws(() => disk.read(Buffer.alloc(SECTOR), 0), Fault, 'and so is what comes later')

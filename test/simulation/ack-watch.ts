@@ -4,6 +4,9 @@ import type { Ack } from '../../replication/group.ts'
 import { encodeFrame, type Frame } from '../../replication/machine/frame.ts'
 import type { JournalDisk } from './segments.ts'
 
+/** Disks of a simulated group. */
+const MOST_DISKS = 3
+
 export class AckWatch {
   readonly #ack: Ack
   /** Data frames of the present link. */
@@ -11,6 +14,8 @@ export class AckWatch {
   /** The frame that carries a write, by its tag. */
   readonly #positions = new Map<number, number>()
   #acknowledged = 0
+  /** Numbers of disks that the secondary has removed: what comes for them is taken, and forgotten. */
+  readonly #removed = new Set<number>()
   /** Whether the secondary has begun with the present link: before, it speaks of another one. */
   #answered = false
 
@@ -24,6 +29,7 @@ export class AckWatch {
       this.#positions.clear()
       this.#acknowledged = 0
       this.#answered = false
+      this.#removed.clear()
     }
     if (frame.type !== 'write' && frame.type !== 'zero') return
     this.#frames.push({ ...frame, payload: Buffer.from(frame.payload) })
@@ -34,19 +40,24 @@ export class AckWatch {
   }
 
   /** @returns what is wrong with what the secondary says, if anything */
-  secondarySends({ type, position }: Readonly<Frame>, journal: JournalDisk): string | undefined {
+  secondarySends(
+    { type, position, disk: number }: Readonly<Frame>,
+    journal: JournalDisk,
+  ): string | undefined {
     if (type === 'hello') this.#answered = true
+    if (this.#answered && type === 'withdraw') this.#removed.add(number)
     if (!this.#answered || (type !== 'received' && type !== 'stored')) return undefined
     if (this.#ack === 'sent') return `${type} is said, and nobody asked`
     if (position <= this.#acknowledged) return `${type}(${position}) says nothing new`
     this.#acknowledged = position
     const last = this.#frames[position - 1]
     if (last === undefined) return `${type}(${position}) of ${this.#frames.length} frames`
-    if (type === 'received') return undefined
-    const record = encodeFrame(last)
+    if (type === 'received' || this.#removed.has(last.disk)) return undefined
+    // The journal numbers disks as its own side does.
+    const records = Array.from({ length: MOST_DISKS }, (_, disk) => encodeFrame({ ...last, disk }))
     // What is said of a frame may be said when its epoch is in the images already, and its segment gone.
     const durable = [...journal.files.values(), journal.removed].some((file) =>
-      file?.durable.some((bytes) => bytes.includes(record)),
+      file?.durable.some((bytes) => records.some((record) => bytes.includes(record))),
     )
     return durable ? undefined : `stored(${position}) before the journal has it`
   }

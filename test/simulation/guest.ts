@@ -23,23 +23,25 @@ export interface GuestOptions {
   readonly scheduler: Scheduler
   readonly random: Random
   readonly life: Life
-  readonly disks: readonly BlockDevice[]
+  /** By slot; one that is undefined cannot be used now. */
+  readonly disks: readonly (BlockDevice | undefined)[]
   readonly registers: readonly Registers[]
   readonly nextTag: () => number
   /** Whether a request may fail so now. */
-  readonly mayFail: (code: FaultCode) => boolean
+  readonly mayFail: (code: FaultCode, slot: number) => boolean
   readonly slowestMs: number
   /** Requests that it makes in a hurry. */
   readonly burst: number
   readonly buffers: SectorBuffers
   /** Told of each write that completes. */
-  readonly written: (tag: number) => void
+  readonly written: (slot: number, tag: number) => void
   readonly watchers: Watchers
 }
 
 type Kind = 'read' | 'write' | 'zero' | 'trim' | 'flush'
 
 interface Request {
+  readonly slot: number
   readonly kind: Kind
   readonly span: Span
   readonly tag: number
@@ -79,17 +81,24 @@ export class Guest {
   /** Reads every disk whole, once. */
   readAll(): void {
     const { disks, registers } = this.#options
-    for (const [index, disk] of disks.entries())
-      this.#read(disk, registers[index]!, { first: 0, count: registers[index]!.count })
+    for (const [slot, disk] of disks.entries())
+      if (disk !== undefined)
+        this.#read(slot, disk, registers[slot]!, { first: 0, count: registers[slot]!.count })
   }
 
   flushAll(): void {
-    for (const disk of this.#options.disks)
-      this.#perform(
-        this.#request('flush', NOWHERE),
-        () => disk.flush(),
-        () => undefined,
-      )
+    for (const [slot, disk] of this.#options.disks.entries())
+      if (disk !== undefined)
+        this.#perform(
+          this.#request(slot, 'flush', NOWHERE),
+          () => disk.flush(),
+          () => undefined,
+        )
+  }
+
+  /** Whether a request on a disk is under way. */
+  uses(slot: number): boolean {
+    return [...this.outstanding].some((request) => request.slot === slot)
   }
 
   #think(): void {
@@ -102,17 +111,18 @@ export class Guest {
 
   #issue(): void {
     const { random, disks, registers } = this.#options
-    const index = random.whole(0, disks.length - 1)
-    const disk = disks[index]!
-    const register = registers[index]!
+    const slot = random.whole(0, disks.length - 1)
+    const disk = disks[slot]
+    if (disk === undefined) return this.#think()
+    const register = registers[slot]!
     const span = this.#span(register.count)
     const dice = random.next()
-    if (dice < 0.5) this.#write(disk, register, span)
-    else if (dice < 0.8) this.#read(disk, register, span)
-    else if (dice < 0.94) this.#zero(disk, register, span, dice < 0.88)
+    if (dice < 0.5) this.#write(slot, disk, register, span)
+    else if (dice < 0.8) this.#read(slot, disk, register, span)
+    else if (dice < 0.94) this.#zero(slot, disk, register, span, dice < 0.88)
     else
       this.#perform(
-        this.#request('flush', NOWHERE),
+        this.#request(slot, 'flush', NOWHERE),
         () => disk.flush(),
         () => this.#think(),
       )
@@ -127,28 +137,28 @@ export class Guest {
     return { first, count: Math.min(sectors - first, random.whole(1, LONGEST)) }
   }
 
-  #write(disk: BlockDevice, registers: Registers, span: Span): void {
+  #write(slot: number, disk: BlockDevice, registers: Registers, span: Span): void {
     const tag = this.#options.nextTag()
     const ticket = registers.beginWrite(span, tag)
     const buffer = this.#options.buffers.take(tag, span.count)
     this.#perform(
-      this.#request('write', span, tag),
+      this.#request(slot, 'write', span, tag),
       () => disk.write(buffer.bytes, span.first * SECTOR, 0),
       (outcome) => {
         this.#giveBack(buffer)
         this.#changed(outcome)
         registers.endWrite(ticket, resultOf(outcome))
-        if (outcome.ok) this.#options.written(tag)
+        if (outcome.ok) this.#options.written(slot, tag)
         this.#think()
       },
     )
   }
 
-  #zero(disk: BlockDevice, registers: Registers, span: Span, trim: boolean): void {
+  #zero(slot: number, disk: BlockDevice, registers: Registers, span: Span, trim: boolean): void {
     const ticket = registers.beginWrite(span, 0)
     const [at, length] = [span.first * SECTOR, span.count * SECTOR]
     this.#perform(
-      this.#request(trim ? 'trim' : 'zero', span),
+      this.#request(slot, trim ? 'trim' : 'zero', span),
       () => (trim ? disk.trim(at, length, 0) : disk.zero(at, length, 0)),
       (outcome) => {
         this.#changed(outcome)
@@ -166,10 +176,10 @@ export class Guest {
     if (!outcome.ok && outcome.code === 'NOT_PERMITTED') this.notPermitted += 1
   }
 
-  #read(disk: BlockDevice, registers: Registers, span: Span): void {
+  #read(slot: number, disk: BlockDevice, registers: Registers, span: Span): void {
     const ticket = registers.beginRead(span)
     const buffer = this.#options.buffers.take(-2, span.count)
-    const request = this.#request('read', span)
+    const request = this.#request(slot, 'read', span)
     this.#perform(
       request,
       () => disk.read(buffer.bytes, span.first * SECTOR),
@@ -189,9 +199,9 @@ export class Guest {
     this.#options.buffers.give(buffer)
   }
 
-  #request(kind: Kind, span: Span, tag = 0): Request {
+  #request(slot: number, kind: Kind, span: Span, tag = 0): Request {
     this.#count += 1
-    return { kind, span, tag, number: this.#count }
+    return { slot, kind, span, tag, number: this.#count }
   }
 
   #perform(
@@ -202,13 +212,13 @@ export class Guest {
     this.outstanding.add(request)
     this.#note(request, 'begins')
     const { watchers, life } = this.#options
-    const mustRefuse = watchers.mustRefuse(life)
+    const mustRefuse = watchers.mustRefuse(life, request.slot)
     let answered = false
     const end = (outcome: Outcome): void => {
       if (answered) this.#fail(request, 'is answered twice')
       answered = true
       this.outstanding.delete(request)
-      if (outcome.ok && mustRefuse && watchers.mustRefuse(life))
+      if (outcome.ok && mustRefuse && watchers.mustRefuse(life, request.slot))
         this.#fail(request, '17: is answered by a copy that serves nobody')
       this.#note(request, outcome.ok ? 'done' : outcome.code)
       ended(outcome)
@@ -229,7 +239,8 @@ export class Guest {
       this.#options.scheduler.fail(error)
       return { ok: false, code: 'IO' }
     }
-    if (!this.#options.mayFail(error.code)) this.#fail(request, `failed: ${error.message}`)
+    if (!this.#options.mayFail(error.code, request.slot))
+      this.#fail(request, `failed: ${error.message}`)
     return { ok: false, code: error.code }
   }
 
@@ -245,9 +256,9 @@ export class Guest {
   }
 }
 
-export function describe({ kind, span, tag, number }: Request): string {
+export function describe({ slot, kind, span, tag, number }: Request): string {
   const what = kind === 'write' ? `write ${tag} to` : kind
-  return `${what} ${span.first}+${span.count} (request ${number})`
+  return `${what} ${span.first}+${span.count} of disk ${slot} (request ${number})`
 }
 
 function resultOf(outcome: Outcome): 'done' | 'failed' | 'refused' {

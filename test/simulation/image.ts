@@ -35,10 +35,11 @@ interface Write {
 }
 
 export class VirtualImage implements BlockDevice {
-  readonly geometry: Geometry
+  geometry: Geometry
   readonly can: Capabilities
-  readonly bytes: Buffer
-  readonly completed: Content
+  /** Other ones when the image has grown. */
+  bytes: Buffer
+  completed: Content
   readonly conduct: Conduct
   /** The oracle is looking: reads answer at once, with the bytes, or with what is known to be complete. */
   probing: 'bytes' | 'completed' | undefined
@@ -49,7 +50,7 @@ export class VirtualImage implements BlockDevice {
   readonly #random: Random
   #underWay = new Set<Write>()
   /** What was flushed; the rest is in a cache that loses its power with the process. */
-  readonly #flushed: Buffer
+  #flushed: Buffer
 
   constructor(
     content: Buffer,
@@ -78,7 +79,7 @@ export class VirtualImage implements BlockDevice {
       zero: true,
       fastZero: false,
       status: false,
-      resize: false,
+      resize: true,
       cache: false,
     }
   }
@@ -136,6 +137,8 @@ export class VirtualImage implements BlockDevice {
 
   flush(): MaybePromise<void> {
     const look = (): void => {
+      if (this.#flushed.length !== this.bytes.length)
+        this.#flushed = Buffer.alloc(this.bytes.length)
       this.bytes.copy(this.#flushed)
     }
     return this.#perform('flush', [look])
@@ -145,8 +148,19 @@ export class VirtualImage implements BlockDevice {
     return [{ at, length, kind: 'data' }]
   }
 
-  resize(): Promise<void> {
-    return Promise.reject(new Fault('NOT_SUPPORTED', 'a virtual image keeps its size'))
+  /** What it gains are zeroes; a crash before a flush may take it back. */
+  async resize(size: number): Promise<void> {
+    await this.#perform('write', [() => this.#resize(size)])
+  }
+
+  #resize(size: number): void {
+    const bytes = Buffer.from(new ArrayBuffer(size))
+    this.bytes.copy(bytes)
+    this.bytes = bytes
+    const completed = new Int32Array(size / SECTOR)
+    completed.set(this.completed.subarray(0, completed.length))
+    this.completed = completed
+    this.geometry = { ...this.geometry, size }
   }
 
   close(): Promise<void> {
@@ -164,9 +178,18 @@ export class VirtualImage implements BlockDevice {
       this.#complete(write)
     }
     this.#underWay.clear()
+    if (this.#flushed.length !== this.bytes.length) this.#forgetSize()
     for (let at = 0; at < this.bytes.length; at += SECTOR)
       if (this.#random.chance(0.5)) this.#flushed.copy(this.bytes, at, at, at + SECTOR)
     this.completed.set(contentOf(this.bytes))
+  }
+
+  /** Its size was not flushed: it is as it was or as it became. */
+  #forgetSize(): void {
+    if (this.#random.chance(0.5)) return this.#resize(this.#flushed.length)
+    const flushed = Buffer.from(this.bytes)
+    this.#flushed.copy(flushed)
+    this.#flushed = flushed
   }
 
   /** What is in a sector changes by itself, and nobody is told. */

@@ -12,7 +12,7 @@ import { SECTOR } from '../../core/units.ts'
 import { AckWatch } from './ack-watch.ts'
 import type { Plan } from './plan.ts'
 import { contentOf, glimpse, wordsOf, type Content } from './sectors.ts'
-import { completedOf, readable } from './look.ts'
+import { completedOf, counts, isServed, readable, sightOn, type Contents } from './look.ts'
 import type { Life } from './scheduler.ts'
 import type { Observer, Side, World } from './world.ts'
 
@@ -32,7 +32,7 @@ export class Oracle implements Observer {
   #doneBy: Life | undefined
   /** The secondary's last checkpoint. */
   #committed = 0
-  readonly #snapshots = new Map<number, readonly Content[]>()
+  readonly #snapshots = new Map<number, Contents>()
   #world: World | undefined
   /** Markers that end a part of a copy: nobody has to find these states. */
   readonly #partials = new Set<number>()
@@ -81,9 +81,14 @@ export class Oracle implements Observer {
     this.#partials.delete(frame.position)
     const { registers } = this.#there.primary
     this.#check(frame.position > this.#committed, `checkpoint ${frame.position} is a new one`)
-    const snapshot = completedOf(this.#there.primary).map((content) => content.slice())
+    // What a disk has gained is part of it when its guest is told.
+    const snapshot = completedOf(this.#there.primary).map((content, disk) =>
+      content?.slice(0, registers[disk]!.count),
+    )
     this.#snapshots.set(frame.position, snapshot)
     for (const [disk, content] of snapshot.entries()) {
+      // What serves nobody was promised to nobody.
+      if (content === undefined || this.#there.primary.slots.isWithheld(disk)) continue
       const objection = registers[disk]!.objectionTo(content)
       this.#check(
         objection === undefined,
@@ -93,8 +98,10 @@ export class Oracle implements Observer {
   }
 
   /** 5: with ack=received and ack=durable a write completes when the secondary has it. */
-  writeCompleted(side: Side, tag: number): void {
+  writeCompleted(side: Side, slot: number, tag: number): void {
     if (side !== this.#there.primary || !isProtected(side)) return
+    // A disk that is in no checkpoint is not protected yet, whatever the others are.
+    if (!counts(side, slot)) return
     const objection = this.#acks.completed(tag)
     this.#check(objection === undefined, `5: ${objection}`)
   }
@@ -143,7 +150,8 @@ export class Oracle implements Observer {
     const snapshot = this.#snapshots.get(checkpoint)
     this.#check(snapshot !== undefined, `1: recovered ${checkpoint}, which was announced`)
     this.#committed = checkpoint
-    for (const [disk, register] of registers.entries()) register.rebase(snapshot[disk]!)
+    for (const [disk, register] of registers.entries())
+      if (counts(side, disk)) register.rebase(snapshot[disk]!)
     const objection = this.#objectionTo(checkpoint)
     this.#check(objection === undefined, `1, 4: recovered ${checkpoint} but ${objection}`)
   }
@@ -163,9 +171,27 @@ export class Oracle implements Observer {
     const snapshot = this.#snapshots.get(checkpoint)
     this.#check(snapshot !== undefined, `1: checkpoint ${checkpoint} was announced`)
     for (const [disk, registers] of this.#there.secondary.registers.entries())
-      registers.rebase(snapshot[disk]!)
+      if (counts(this.#there.secondary, disk)) registers.rebase(snapshot[disk]!)
     const objection = this.#objectionTo(checkpoint)
     this.#check(objection === undefined, `4, 7: committed ${checkpoint} but ${objection}`)
+  }
+
+  /** A disk has left a side: its image holds what was acknowledged, or is as of a checkpoint. */
+  diskLeft(side: Side, slot: number, since: number): void {
+    const content = side.images[slot]!.completed
+    if (side.group.primary !== undefined) {
+      const objection = side.registers[slot]!.objectionTo(content)
+      return this.#check(objection === undefined, `11: disk ${slot} has left: ${objection}`)
+    }
+    if (side !== this.#there.secondary || !this.#paired || this.corrupted) return
+    const isAs = (held: Content): boolean => held.every((tag, sector) => tag === content[sector])
+    const fits = [...this.#snapshots].some(([checkpoint, { [slot]: held }]) => {
+      if (checkpoint < since || checkpoint > this.#committed || held === undefined) return false
+      return isAs(held)
+    })
+    // The primary may have removed it before: then what it had last may have come with the next checkpoint.
+    if (isAs(this.#there.primary.images[slot]!.completed)) return
+    this.#check(fits, `1: disk ${slot} has left as no checkpoint from ${since} on`)
   }
 
   /** What knows nothing yet is what it was at the start. */
@@ -223,6 +249,7 @@ export class Oracle implements Observer {
     if (!secondary.life.alive || !secondary.started || !isServed(secondary)) return
     if (this.corrupted) return
     for (const [disk, content] of readable(secondary).entries()) {
+      if (content === undefined || !counts(secondary, disk)) continue
       const objection = secondary.registers[disk]!.objectionTo(content)
       this.#check(
         objection === undefined,
@@ -235,6 +262,7 @@ export class Oracle implements Observer {
   checkImages(): void {
     const { secondary } = this.#there
     for (const [disk, { bytes }] of secondary.images.entries()) {
+      if (!counts(secondary, disk)) continue
       const objection = secondary.registers[disk]!.objectionTo(contentOf(bytes))
       this.#check(objection === undefined, `8, 9: image ${disk} of the secondary: ${objection}`)
     }
@@ -243,8 +271,13 @@ export class Oracle implements Observer {
   /** 12: both images are equal, byte for byte. */
   checkEqual(): void {
     const { primary, secondary } = this.#there
-    for (const [disk, { bytes }] of primary.images.entries())
-      this.#check(bytes.equals(secondary.images[disk]!.bytes), `12: images ${disk} are equal`)
+    const bytesOf = ({ images, slots }: Side, disk: number): Buffer =>
+      images[disk]!.bytes.subarray(0, slots.size(disk))
+    for (const disk of primary.images.keys())
+      this.#check(
+        bytesOf(primary, disk).equals(bytesOf(secondary, disk)),
+        `12: images ${disk} are equal`,
+      )
   }
 
   /** What a command of the toolstack failed with must be a fault that it can act on. */
@@ -284,13 +317,16 @@ export class Oracle implements Observer {
     const snapshot = this.#snapshots.get(this.#committed)!
     const now = completedOf(primary)
     for (const [disk, image] of primary.images.entries()) {
+      // What is in no checkpoint is sent as a whole.
+      if (!counts(primary, disk) || !counts(this.#there.secondary, disk)) continue
       const held = snapshot[disk]!
       const present = now[disk]!
+      const index = primary.slots.indexOf(disk)
       let dirtyUntil = 0
-      for (let sector = 0; sector < held.length; sector += 1) {
-        if (present[sector] === held[sector]) continue
+      for (let sector = 0; sector < primary.registers[disk]!.count; sector += 1) {
+        if (present[sector] === (held[sector] ?? 0)) continue
         if (sector * SECTOR < dirtyUntil || image.isChanging(sector)) continue
-        const run = machine.nextDirty(disk, sector * SECTOR, SECTOR, machine.committed)
+        const run = machine.nextDirty(index, sector * SECTOR, SECTOR, machine.committed)
         const covered = run !== undefined && run.at <= sector * SECTOR
         this.#check(covered, `15: sector ${sector} of disk ${disk} differs and is not dirty`)
         dirtyUntil = run.at + run.length
@@ -312,11 +348,12 @@ export class Oracle implements Observer {
     if (primary.disks.some(({ layers }) => layers.isBusy)) return
     const snapshot = this.#snapshots.get(this.#committed)!
     for (const [disk, { bytes }] of primary.images.entries()) {
+      if (!counts(primary, disk) || !counts(secondary, disk)) continue
       const held = snapshot[disk]!
-      const { content } = primary.sight[disk]!
+      const { content } = sightOn(primary.sight, disk, bytes.length / SECTOR)
       glimpse(wordsOf(bytes), content)
-      for (let sector = 0; sector < held.length; sector += 1) {
-        if (content[sector] === held[sector]) continue
+      for (let sector = 0; sector < primary.registers[disk]!.count; sector += 1) {
+        if (content[sector] === (held[sector] ?? 0)) continue
         const marked = regions[primary.host].marks(`disk${disk}`, sector)
         this.#check(
           marked,
@@ -333,7 +370,9 @@ export class Oracle implements Observer {
     if (this.corrupted) return undefined
     if (snapshot === undefined) return `checkpoint ${n} was never announced`
     for (const [disk, content] of readable(secondary).entries()) {
-      const wanted = snapshot[disk]!
+      if (content === undefined || !counts(secondary, disk)) continue
+      const wanted = snapshot[disk]
+      if (wanted === undefined) return `disk ${disk} is in no checkpoint, and counts`
       for (let sector = 0; sector < wanted.length; sector += 1)
         if (content[sector] !== wanted[sector])
           return `sector ${sector} of disk ${disk} is ${content[sector]}, not ${wanted[sector]} as in C${n}`
@@ -353,12 +392,6 @@ export function isProtected({ group }: Side): boolean {
   // The machine's answer is the status's, and is had for less.
   const { machine } = group.primary ?? group.secondary
   return machine.protection === 'protected'
-}
-
-/** Whether a guest may look: a copy that is not whole, or was never made, is served to nobody. */
-function isServed({ group }: Side): boolean {
-  const { consistent, generation } = group.secondary.machine.state
-  return group.primary !== undefined || (consistent && generation !== null)
 }
 
 /** Whether it is a secondary that remembers a whole copy. */

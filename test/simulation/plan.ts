@@ -32,6 +32,10 @@ const FAULTS = [
   'crash-secondary',
 ] as const
 
+/** Of the runs, in how many disks come and go, and grow; of those with several disks, in how many some are missing at the start. */
+const CHANGE_SHARE = 0.35
+const LATE_SHARE = 0.4
+
 export type FaultKind = (typeof FAULTS)[number]
 
 export interface Plan {
@@ -76,6 +80,11 @@ export interface Plan {
   readonly lullMs: number
   readonly ending: Ending
   readonly ack: Ack
+  /** Whether disks are added, removed, and grow; and the longest time between two such commands. */
+  readonly changes: boolean
+  readonly changeMs: number
+  /** Slots whose disks neither side has at the start. */
+  readonly late: readonly number[]
 }
 
 export function planOf(seed: number): Plan {
@@ -119,7 +128,16 @@ export function planOf(seed: number): Plan {
     ending: random.chance(0.5) ? 'heal' : random.pick(ENDINGS),
     ack: random.pick(durability === 'journal' ? ACKS : (['sent', 'received'] as const)),
     spillBytes: random.pick([null, null, 0, random.whole(1, 6) * SLAB]),
+    ...changesOf(random, disks.length),
   }
+}
+
+function changesOf(random: Random, disks: number): Pick<Plan, 'changes' | 'changeMs' | 'late'> {
+  const changes = random.chance(CHANGE_SHARE)
+  const changeMs = random.pick([10, 50, 200])
+  const late = [...Array(disks).keys()].filter(() => changes && random.chance(LATE_SHARE))
+  // A group begins with a disk.
+  return { changes, changeMs, late: late.length === disks ? late.slice(1) : late }
 }
 
 /** Some of the kinds of faults: a run with few kinds goes deeper into each than one with all. */

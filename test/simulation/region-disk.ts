@@ -10,10 +10,29 @@ import type { Life, Scheduler } from './scheduler.ts'
 /** Bytes of disk behind one bit: a disk of a simulation has several. */
 const REGION = 8 * SECTOR
 
+interface DiskMap {
+  /** Bytes of the disk. */
+  readonly size: number
+  readonly bytes: Buffer
+  readonly cached: Map<number, Buffer>
+}
+
+/** The map of a disk that has grown: what it gained is marked, durably. */
+function grown(map: DiskMap, size: number): DiskMap {
+  if (map.size === size) return map
+  const bytes = Buffer.alloc(bitmapBytes(size, REGION))
+  map.bytes.copy(bytes)
+  for (let region = Math.floor(map.size / REGION); region * REGION < size; region += 1)
+    for (const part of [bytes, ...map.cached.values()])
+      if (part === bytes || region < 8 * SECTOR)
+        part[region >> 3] = part[region >> 3]! | (1 << (region & 7))
+  return { size, bytes, cached: map.cached }
+}
+
 export class RegionDisk {
   readonly #world: { readonly scheduler: Scheduler; readonly random: Random }
   readonly #journal: { conduct: JournalConduct; hasFailed: boolean }
-  readonly #maps = new Map<string, { bytes: Buffer; cached: Map<number, Buffer> }>()
+  readonly #maps = new Map<string, DiskMap>()
 
   constructor(
     world: { scheduler: Scheduler; random: Random },
@@ -23,13 +42,17 @@ export class RegionDisk {
     this.#journal = journal
   }
 
+  remove(disk: string): void {
+    this.#maps.delete(disk)
+  }
+
   open(life: Life, disk: string, size: number, fresh: boolean): RegionStore {
     const found = this.#maps.get(disk)
     const length = bitmapBytes(size, REGION)
     const map =
-      found === undefined || fresh
-        ? { bytes: Buffer.alloc(length, fresh ? 0 : 0xff), cached: new Map<number, Buffer>() }
-        : found
+      found === undefined || fresh || found.size > size
+        ? { size, bytes: Buffer.alloc(length, fresh ? 0 : 0xff), cached: new Map<number, Buffer>() }
+        : grown(found, size)
     this.#maps.set(disk, map)
     return {
       regionBytes: REGION,
@@ -62,12 +85,7 @@ export class RegionDisk {
     }
   }
 
-  #save(
-    life: Life,
-    map: { bytes: Buffer; cached: Map<number, Buffer> },
-    bitmap: Buffer,
-    sectors: readonly number[],
-  ): Promise<void> {
+  #save(life: Life, map: DiskMap, bitmap: Buffer, sectors: readonly number[]): Promise<void> {
     const { scheduler, random } = this.#world
     const fails = random.chance(this.#journal.conduct.failures)
     for (const sector of sectors)

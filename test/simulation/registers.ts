@@ -5,7 +5,7 @@
  *  - A write that failed may have happened or not, until a later one replaces it.
  *  - A read returns what could be there at some instant while it was under way; what it returned stays, unless a
  *    write was under way meanwhile.
- *  - A checkpoint replaces everything but the writes that are under way.
+ *  - A checkpoint replaces everything but the writes that are under way. What it is too short for may be anything.
  */
 
 import type { Content } from './sectors.ts'
@@ -15,6 +15,9 @@ interface Candidate {
   /** When the write of it ended; Infinity while it is under way. */
   ended: number
 }
+
+/** A sector that was in no checkpoint of a disk that was smaller: nobody says what it holds. */
+const ANYTHING = -3
 
 export interface Span {
   readonly first: number
@@ -44,6 +47,12 @@ export class Registers {
 
   get count(): number {
     return this.#sectors.length
+  }
+
+  /** The disk has grown. @param known it holds zeroes there; else a checkpoint says what, or nobody */
+  grow(sectors: number, known: boolean): void {
+    const tag = known ? 0 : ANYTHING
+    while (this.count < sectors) this.#sectors.push([{ tag, ended: this.#clock }])
   }
 
   beginWrite({ first, count }: Span, tag: number): WriteTicket {
@@ -92,7 +101,8 @@ export class Registers {
       const sector = ticket.first + index
       const tag = content[index]!
       const allowed = ticket.allowed[index]!
-      if (!allowed.includes(tag)) return objection(sector, tag, allowed)
+      if (!allowed.includes(tag) && !allowed.includes(ANYTHING))
+        return objection(sector, tag, allowed)
       this.#narrow(sector, tag, ticket.began)
     }
     return undefined
@@ -107,7 +117,7 @@ export class Registers {
     const now = this.#tick()
     this.#rebased = now
     for (let sector = 0; sector < this.count; sector += 1) {
-      const tag = content[sector]!
+      const tag = content[sector] ?? ANYTHING
       const candidates = [{ tag, ended: now }]
       for (const candidate of this.#sectors[sector]!)
         if (candidate.ended === Infinity) candidates.push(candidate)
@@ -121,7 +131,8 @@ export class Registers {
     for (let sector = 0; sector < this.count; sector += 1) {
       const tag = content[sector]!
       const candidates = this.#sectors[sector]!
-      if (candidates[0]?.tag === tag || candidates.some((candidate) => candidate.tag === tag))
+      if (candidates[0]?.tag === tag) continue
+      if (candidates.some((candidate) => candidate.tag === tag || candidate.tag === ANYTHING))
         continue
       return objection(
         sector,
@@ -135,6 +146,7 @@ export class Registers {
   #narrow(sector: number, tag: number, began: number): void {
     if (this.#rebased > began) return
     const candidates = this.#sectors[sector]!
+    if (candidates.some((candidate) => candidate.tag === ANYTHING)) return
     if (candidates.length === 1 || candidates.some(({ ended }) => ended > began)) return
     this.#sectors[sector] = candidates.filter((candidate) => candidate.tag === tag)
   }

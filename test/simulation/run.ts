@@ -124,6 +124,7 @@ class Run {
     this.#toolstack.heal()
     // A link may be dead already without anybody having noticed.
     await scheduler.run(2 * TIMEOUT_MS)
+    await this.#run(() => this.#toolstack.disks.isRestored)
     // A crash forgets what an operator has chosen.
     await this.#resolveSplit()
     if (random.chance(0.5)) this.#stopGuests()
@@ -141,6 +142,8 @@ class Run {
     for (let tries = 0; tries < 4 && !taken; tries += 1) {
       taken = (await this.#run(isWell)) && (await this.#toolstack.checkpoint())
     }
+    const whole = taken && (await this.#toolstack.complete())
+    taken = whole && (await this.#run(isWell)) && (await this.#toolstack.checkpoint())
     if (!taken && this.#mayOverflow()) return
     expect(taken, `12: a pair that is well takes a checkpoint: ${reasonsOf([primary.group])}`)
     primary.guest.readAll()
@@ -162,7 +165,7 @@ class Run {
     const { error } = primary.group.status()
     const disk = random.whole(0, secondary.images.length - 1)
     const image = secondary.images[disk]!
-    const sector = random.whole(0, image.sectors - 1)
+    const sector = random.whole(0, secondary.slots.size(disk) / SECTOR - 1)
     this.#oracle.corrupted = true
     image.corrupt(sector)
     const { state, ranges, differentBytes } = await this.#toolstack.verify('repair')
@@ -202,6 +205,7 @@ class Run {
     await scheduler.run(random.whole(0, 300))
     if (random.chance(0.3)) await this.#restart()
     this.#toolstack.heal()
+    await this.#run(() => this.#toolstack.disks.isRestored)
     await this.#resolveSplit()
     if (random.chance(0.5)) this.#toolstack.start()
     await scheduler.run(random.whole(0, plan.chaosMs))
@@ -399,8 +403,8 @@ class Run {
       void layers.idle().then(() => {
         idle += 1
       })
-    const drained = (): boolean =>
-      idle === secondary.disks.length && outstandingOf(this.#world).length === 0
+    const { length } = secondary.disks
+    const drained = (): boolean => idle === length && outstandingOf(this.#world).length === 0
     expect(await this.#run(drained), 'committed epochs reach the images')
   }
 

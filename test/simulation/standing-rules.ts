@@ -11,7 +11,7 @@ import type { Side, World } from './world.ts'
 /** Told of what happens on a side. */
 export interface Watchers {
   readonly acknowledged: (life: Life) => void
-  readonly mustRefuse: (life: Life) => boolean
+  readonly mustRefuse: (life: Life, slot: number) => boolean
 }
 
 /** Slabs that a flush of a disk has at most beside the limit: its requests in flight, and one to spell out zeroes. */
@@ -72,9 +72,11 @@ export class StandingRules implements Watchers {
   }
 
   /** 17: whether a guest's request must be refused now. */
-  readonly mustRefuse = (life: Life): boolean => {
+  readonly mustRefuse = (life: Life, slot: number): boolean => {
     const side = this.#sideOf(life)
-    if (side === undefined || side.group.primary !== undefined) return false
+    if (side === undefined) return false
+    if (side.slots.isWithheld(slot)) return true
+    if (side.group.primary !== undefined) return false
     const { consistent, generation } = side.group.secondary.machine.state
     return this.#world.plan.mode === 'remus' || !consistent || generation === null
   }

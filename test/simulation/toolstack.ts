@@ -4,6 +4,7 @@ import { strict as expect } from 'node:assert'
 
 import type { VerifyReport } from '../../replication/group.ts'
 import type { VirtualImage } from './image.ts'
+import { DiskChanges } from './disk-changes.ts'
 import type { Oracle } from './oracle.ts'
 import type { FaultKind } from './plan.ts'
 import type { Life } from './scheduler.ts'
@@ -22,9 +23,16 @@ export class Toolstack {
   #commands = 0
   #breaking = false
 
+  readonly disks: DiskChanges
+
   constructor(world: World, oracle: Oracle) {
     this.#world = world
     this.#oracle = oracle
+    this.disks = new DiskChanges({
+      world,
+      failed: (what, error) => oracle.commandFailed(what, error),
+      left: (side, slot, since) => oracle.diskLeft(side, slot, since),
+    })
   }
 
   start(): void {
@@ -33,6 +41,18 @@ export class Toolstack {
     this.#breaking = true
     this.#commandLater()
     if (this.#world.plan.faults.length > 0) this.#breakLater()
+    this.disks.start()
+  }
+
+  /** Both sides get the disks that they lack, and checkpoints are taken until they have them all. @returns whether they do */
+  async complete(): Promise<boolean> {
+    const { scheduler } = this.#world
+    for (let tries = 0; tries < 100 && !this.disks.isWhole; tries += 1) {
+      this.disks.restoreNow()
+      await scheduler.run(200)
+      await this.checkpoint()
+    }
+    return this.disks.isWhole
   }
 
   stopFaults(): void {
@@ -44,8 +64,10 @@ export class Toolstack {
   /** No command is given any more, and each that was is answered. */
   async stop(): Promise<void> {
     this.#commanding = false
-    const answered = await this.#world.scheduler.run(40_000, () =>
-      [...this.#outstanding].every(({ life }) => !life.alive),
+    this.disks.stop()
+    const answered = await this.#world.scheduler.run(
+      40_000,
+      () => this.disks.isIdle && [...this.#outstanding].every(({ life }) => !life.alive),
     )
     expect(answered, '21: every command is answered')
   }
@@ -60,6 +82,7 @@ export class Toolstack {
     this.#switchOn(primary)
     this.#switchOn(secondary)
     this.healJournal()
+    this.disks.restore()
   }
 
   /** Lets every disk work again. */

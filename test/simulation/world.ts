@@ -1,6 +1,6 @@
 /** Both sides of a group as the program builds them, on virtual time, a virtual network and virtual images. */
 
-import type { BlockDevice } from '../../core/block-device.ts'
+import { Fault } from '../../core/fault.ts'
 import { SILENT } from '../../core/logger.ts'
 import type { GroupEnvironment } from '../../replication/environment.ts'
 import type { GroupEvent, VerifyReport } from '../../replication/group.ts'
@@ -11,6 +11,7 @@ import type { GroupSettings } from '../../replication/settings.ts'
 import { Guest } from './guest.ts'
 import { VirtualImage, type Conduct } from './image.ts'
 import { sightOf, type Sight } from './look.ts'
+import { SideDisks } from './side-disks.ts'
 import { Network } from './network.ts'
 import { RegionDisk } from './region-disk.ts'
 import { JournalDisk } from './segments.ts'
@@ -23,6 +24,8 @@ import { SectorBuffers, sectorsOf } from './sectors.ts'
 
 const HEARTBEAT_MS = 60
 export const TIMEOUT_MS = 240
+/** How long a server waits for the requests of clients that it ends. */
+const DISMISS_MS = 300
 
 export type Host = 'A' | 'B'
 type Role = 'primary' | 'secondary'
@@ -36,10 +39,11 @@ export interface Side {
   readonly registers: readonly Registers[]
   readonly guest: Guest
   /** Room for the oracle's looks. */
-  readonly sight: readonly Sight[]
+  readonly sight: Sight[]
   readonly group: ReplicaGroup
-  /** What it is as a secondary. */
+  /** What it is as a secondary, as its group has it now. */
   readonly disks: readonly SecondaryDisk[]
+  readonly slots: SideDisks
   /** Whether it was ever connected to the other side. */
   met: boolean
   /** Whether it has recovered what it remembers. */
@@ -52,7 +56,7 @@ export interface Side {
 export interface Observer {
   primarySends(frame: Readonly<Frame>): void
   secondarySends(frame: Readonly<Frame>): void
-  writeCompleted(side: Side, tag: number): void
+  writeCompleted(side: Side, slot: number, tag: number): void
   secondaryEvent(event: GroupEvent): void
   secondaryStarted(side: Side): void
   verified(report: VerifyReport): void
@@ -72,6 +76,8 @@ export class World {
   readonly regions: Readonly<Record<Host, RegionDisk>>
   readonly #observer: Observer
   readonly #buffers = new SectorBuffers()
+  /** Slots whose disks the processes of a host begin with. */
+  readonly #present: Readonly<Record<Host, Set<number>>>
   #tag = 1000
   readonly #started = new Set<Host>()
   #ids = 0
@@ -81,6 +87,8 @@ export class World {
     this.plan = plan
     this.random = new Random(plan.seed + 1)
     this.#observer = observer
+    const present = [...plan.disks.keys()].filter((slot) => !plan.late.includes(slot))
+    this.#present = { A: new Set(present), B: new Set(present) }
     this.journals = { A: new JournalDisk(this), B: new JournalDisk(this) }
     this.regions = {
       A: new RegionDisk(this, this.journals.A),
@@ -131,10 +139,13 @@ export class World {
       }),
       this.network.dial(life, other),
     )
-    const disks = images.map((image, index) => group.attach(`disk${index}`, image))
+    const slots = new SideDisks({
+      ...{ group, images, present: this.#present[host] },
+      dismissed: (slot) => this.#dismissed(side, slot),
+    })
     const side: Side = {
-      ...this.#side(life, images, disks),
-      ...{ host, group, disks: group.secondary.disks, started: false, depth: 0 },
+      ...this.#side(life, images, slots),
+      ...{ host, group, slots, disks: group.secondary.disks, started: false, depth: 0 },
       journal: this.journals[host],
     }
     group.start().then(
@@ -146,6 +157,9 @@ export class World {
       },
       (error: unknown) => {
         if (!this.journals[host].hasFailed) return this.scheduler.fail(error)
+        // What left could not be remembered in time: the operator serves it again.
+        if (error instanceof Fault && error.code === 'INVALID')
+          for (const slot of this.plan.disks.keys()) this.#present[host].add(slot)
         // Whoever supervises the process starts it again.
         this.crash(side, true)
         this.scheduler.after(this.random.delay(50, 200), this.nobody, 'start again', () =>
@@ -154,6 +168,18 @@ export class World {
       },
     )
     return side
+  }
+
+  /** Clients of a disk that is about to leave: no new ones come, and requests under way are waited for, but not for ever. */
+  #dismissed({ guest, life }: Side, slot: number): Promise<void> {
+    const latestMs = this.scheduler.nowMs + DISMISS_MS
+    return new Promise((resolve) => {
+      const look = (): void => {
+        if (!guest.uses(slot) || this.scheduler.nowMs >= latestMs) resolve()
+        else this.scheduler.after(1, life, 'dismiss', look)
+      }
+      look()
+    })
   }
 
   /** A new process on the host of one that is gone, unless there is one already. */
@@ -225,6 +251,10 @@ export class World {
         const regions = durable ? this.regions[host] : forgetful
         return Promise.resolve(regions.open(life, disk, size, fresh))
       },
+      removeRegions: (_, disk) => {
+        this.regions[host].remove(disk)
+        return Promise.resolve()
+      },
       nowMs: () => scheduler.nowMs,
       onEvent: (event) => {
         if (scheduler.trace !== undefined)
@@ -242,17 +272,17 @@ export class World {
   #side(
     life: Life,
     images: readonly VirtualImage[],
-    disks: readonly BlockDevice[],
+    slots: SideDisks,
   ): Pick<Side, 'life' | 'images' | 'registers' | 'guest' | 'sight' | 'met'> {
     const registers = images.map(({ completed }) => new Registers(completed))
     const guest = new Guest({
       scheduler: this.scheduler,
       random: this.random,
       life,
-      disks,
+      disks: slots.devices,
       registers,
       nextTag: () => (this.#tag += 1),
-      mayFail: (code) => {
+      mayFail: (code, slot) => {
         if (code === 'IO') {
           const { journals } = this
           return (
@@ -262,14 +292,15 @@ export class World {
           )
         }
         if (code === 'NOT_SUPPORTED') return images.some(({ conduct }) => !conduct.zeroes)
-        return code === 'NOT_PERMITTED' && this.mayRefuse(life)
+        if (code === 'SHUTDOWN') return slots.wasRemoved(slot)
+        return code === 'NOT_PERMITTED' && this.mayRefuse(life, slots, slot)
       },
       slowestMs: this.plan.thinkMs,
       burst: this.plan.burst,
       buffers: this.#buffers,
-      written: (tag) => {
+      written: (slot, tag) => {
         const side = life === this.primary.life ? this.primary : this.secondary
-        this.#observer.writeCompleted(side, tag)
+        this.#observer.writeCompleted(side, slot, tag)
       },
       watchers: this.rules,
     })
@@ -278,9 +309,11 @@ export class World {
   }
 
   /** Whether a side may refuse its guest's requests: when it was deposed, or is a passive copy that serves nothing. */
-  mayRefuse(life: Life): boolean {
+  mayRefuse(life: Life, slots: SideDisks, slot: number): boolean {
     const side = life === this.primary.life ? this.primary : this.secondary
     const { primary, secondary } = side.group
+    // Its clients are ended, or it is in no checkpoint.
+    if (slots.wasRemoved(slot) || slots.isWithheld(slot)) return true
     if (primary !== undefined)
       return primary.machine.writeObjection !== undefined || side.group.demoting
     const { consistent, generation } = secondary.machine.state

@@ -84,6 +84,7 @@ class Primary {
           for (const look of this.#watchers) look()
         },
         openRegions: (_, _disk, bytes) => Promise.resolve(memoryRegions(bytes, MiB)),
+        removeRegions: () => Promise.resolve(),
         hasSegments: () => Promise.resolve(false),
         openSegments: () => Promise.reject(new Error('a primary has no journal')),
       },

@@ -50,6 +50,7 @@ class Secondary {
           for (const look of this.#watchers) look(event)
         },
         openRegions: (_, _disk, bytes) => Promise.resolve(memoryRegions(bytes, MiB)),
+        removeRegions: () => Promise.resolve(),
         hasSegments: async () => (await store.list()).length > 0,
         openSegments: () => Promise.resolve(store),
       },

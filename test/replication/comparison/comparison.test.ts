@@ -23,12 +23,13 @@ function open(): {
     } as unknown as ConstructorParameters<typeof Comparison>[1],
   )
   const disk = {
+    number: 0,
     capture: <T>(_buffer: Buffer, _at: number, then: () => T) => Promise.resolve(then()),
   }
   return {
     comparison,
     asked,
-    ask: (at) => comparison.compare(disk as unknown as PrimaryDisk, 0, at, Buffer.alloc(4096)),
+    ask: (at) => comparison.compare(disk as unknown as PrimaryDisk, at, Buffer.alloc(4096)),
     answer: (question) => {
       if (question === undefined) throw new Error('nothing was asked')
       const { disk, position, extent } = question

@@ -174,6 +174,7 @@ async function startSide(
       events.push(event)
       for (const look of waiting) look(event)
     },
+    removeRegions: () => Promise.resolve(),
     hasSegments: () => Promise.resolve(false),
     fence: () => Promise.resolve({ fenced: false, detail: '' }),
     openSegments: () => Promise.reject(new Error('there is no journal')),

@@ -23,10 +23,12 @@ export interface Findings {
 
 /**
  * @param start begins on what a crash has left, and waits until nothing more is done there; a Fault of it is wrong
+ * @param from the first step that is of interest
  */
 export async function crashEverywhere<T>(
   storage: RecordedStorage,
   start: (found: RecordedStorage, crash: Crash<T>, wrong: (what: string) => void) => Promise<T>,
+  from = 0,
 ): Promise<Findings> {
   const wrong: string[] = []
   let starts = 0
@@ -46,7 +48,7 @@ export async function crashEverywhere<T>(
       return undefined
     }
   }
-  for (let step = 0; step <= storage.steps; step += 1)
+  for (let step = from; step <= storage.steps; step += 1)
     for (const fate of FATES) {
       const name = `step ${step} of ${storage.steps}, ${fate}`
       const found = storage.afterCrash(step, fate, (seed += 1))

@@ -4,7 +4,7 @@ import type { BlockDevice } from '../../../core/block-device.ts'
 import { SECTOR } from '../../../core/units.ts'
 import { openFileSegments } from '../../../replication/journal/file-segments.ts'
 import type { SegmentStore } from '../../../replication/journal/segments.ts'
-import { openFileRegions } from '../../../replication/regions/file-regions.ts'
+import { openFileRegions, removeFileRegions } from '../../../replication/regions/file-regions.ts'
 import type { RegionStore } from '../../../replication/regions/region-store.ts'
 import { MemoryDevice } from '../../nbd/memory-device.ts'
 import { RecordedFiles, turn, type Fate } from './recorded-files.ts'
@@ -17,6 +17,9 @@ const FOLDER = '/state/group-vm'
 
 /** Nobody waits longer than this between one step and the next. */
 const QUIET_TURNS = 6
+
+/** An image may grow to so much. */
+const MOST_BYTES = 64 * SECTOR
 
 const pathOf = (disk: number): string => `/images/${disk}`
 
@@ -73,18 +76,41 @@ export class RecordedStorage {
     return openFileRegions(FOLDER, disk, size, REGION, fresh, this.#files)
   }
 
-  async openImage(disk: number): Promise<BlockDevice> {
+  removeRegions(disk: string): Promise<void> {
+    return removeFileRegions(FOLDER, disk, this.#files)
+  }
+
+  /** Disks that there are maps of. */
+  async maps(): Promise<string[]> {
+    const names = await this.#files.list(FOLDER)
+    return names.flatMap((name) => /^changed-(.*)\.map$/.exec(name)?.[1] ?? [])
+  }
+
+  /** @param slowness turns that a write waits before it begins */
+  async openImage(disk: number, slowness = 0): Promise<BlockDevice> {
     const file = await this.#files.open(pathOf(disk), 'change')
-    const device = new MemoryDevice(this.image(disk).length)
-    this.image(disk).copy(device.bytes)
+    const size = Math.floor(this.image(disk).length / SECTOR) * SECTOR
+    const device = new MemoryDevice(MOST_BYTES, { size })
+    this.image(disk).copy(device.bytes, 0, 0, size)
     const write = device.write.bind(device)
     const zero = device.zero.bind(device)
     const flush = device.flush.bind(device)
-    device.write = (from, at, flags) => file.write([from], at).then(() => write(from, at, flags))
+    device.write = async (from, at, flags) => {
+      for (let turns = 0; turns < slowness; turns += 1) await turn()
+      await file.write([from], at)
+      await write(from, at, flags)
+    }
     device.zero = (at, length, flags) =>
       file.write([Buffer.alloc(length)], at).then(() => zero(at, length, flags))
     device.trim = (at, length, flags) => device.zero(at, length, flags)
     device.flush = () => file.sync().then(() => flush())
-    return device
+    device.can = { ...device.can, resize: true }
+    const resize = async (wanted: number): Promise<void> => {
+      const { geometry } = device
+      if (wanted > geometry.size)
+        await file.write([Buffer.alloc(wanted - geometry.size)], geometry.size)
+      device.geometry = { ...geometry, size: wanted }
+    }
+    return Object.assign(device, { resize })
   }
 }

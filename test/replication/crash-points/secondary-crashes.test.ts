@@ -43,7 +43,7 @@ interface Recording {
 /** A few epochs of writes and zeroes on two disks, and one that has no end. */
 async function record(epochs: number, spills: boolean): Promise<Recording> {
   const storage = RecordedStorage.withImages(firstContents())
-  const replica = await startOn(storage, 'secondary', undefined, spills)
+  const replica = await startOn(storage, 'secondary', undefined, { spills })
   const announced: Moment[] = []
   const reported: Moment[] = []
   const primary = leadOn(replica, ({ type, position }) => {

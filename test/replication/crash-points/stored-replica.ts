@@ -13,6 +13,7 @@ import type { RecordedStorage } from './recorded-storage.ts'
 
 export const DISKS = 2
 export const SECTORS = 12
+const DISK_NAMES = Array.from({ length: DISKS }, (_, disk) => String(disk))
 
 /** Many segments, of 2 KiB each; and one, so that the sync of the next one's name does not make others last. */
 const JOURNAL = { secondary: 8 * KiB, primary: 1 * GiB }
@@ -23,16 +24,24 @@ export interface StoredReplica {
   readonly clock: ManualClock
 }
 
+export interface StoredOptions {
+  /** As a secondary it holds no received data in memory. */
+  readonly spills?: boolean
+  /** The disks that it has: their images are the ones of these numbers. */
+  readonly disks?: readonly string[]
+  /** As openImage() has it, for every image but the first. */
+  readonly slowness?: number
+}
+
 /**
  * Starts a process on what is stored.
  * @param dial how it reaches its peer, as a primary
- * @param spills as a secondary it holds no received data in memory
  */
 export async function startOn(
   storage: RecordedStorage,
   role: 'primary' | 'secondary',
   dial?: Dial,
-  spills = false,
+  { spills = false, disks: names = DISK_NAMES, slowness = 0 }: StoredOptions = {},
 ): Promise<StoredReplica> {
   const clock = new ManualClock()
   let ids = 0
@@ -51,6 +60,7 @@ export async function startOn(
       timers: clock,
       nowMs: clock.nowMs,
       onEvent: () => undefined,
+      removeRegions: (_, disk) => storage.removeRegions(disk),
       hasSegments: () => Promise.resolve(false),
       fence: () => Promise.resolve({ fenced: false, detail: '' }),
       openSegments: () => storage.openSegments(),
@@ -59,8 +69,10 @@ export async function startOn(
     dial,
   )
   const disks: BlockDevice[] = []
-  for (let disk = 0; disk < DISKS; disk += 1)
-    disks.push(group.attach(String(disk), await storage.openImage(disk)))
+  for (const [index, name] of names.entries())
+    disks.push(
+      group.attach(name, await storage.openImage(Number(name), index === 0 ? 0 : slowness)),
+    )
   await group.start()
   return { group, disks, clock }
 }

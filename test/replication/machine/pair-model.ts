@@ -197,6 +197,7 @@ export function stateOf(side: Primary, ending: boolean): ReplicaState {
     wrote: true,
     consistent: true,
     checkpoint: side.committed,
+    apart: {},
     announced: ending && !side.forgot ? side.announced : null,
   }
 }

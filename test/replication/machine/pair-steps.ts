@@ -75,7 +75,7 @@ export function mark(pair: Pair, partial: boolean): void {
   const state: ReplicaState = {
     ...link.lineage,
     ...{ role: 'secondary', term: secondary.term, wrote: false, announced: null },
-    ...{ consistent: !partial, checkpoint },
+    ...{ consistent: !partial, checkpoint, apart: {} },
   }
   const data = link.pending
   link.pending = data.map(() => null)
@@ -202,7 +202,7 @@ export function promote(pair: Pair, index: number, local: boolean): void {
   const state: ReplicaState = {
     ...forked(side.state, `g${pair.names++}`, checkpoint, 'promote'),
     ...{ role: 'active', term: side.term + 1, wrote: true, consistent: true },
-    ...{ checkpoint, announced: null },
+    ...{ checkpoint, announced: null, apart: {} },
   }
   if (local) {
     replica.image[0] = `v${pair.names++}`

@@ -74,6 +74,8 @@ export function describe(effect: PrimaryEffect): string {
       return `fence ${effect.peer}`
     case 'resync':
       return `${effect.copies ? 'copy' : 'resync'} ${effect.session}${effect.compares ? ', comparing' : ''}`
+    case 'remember':
+      return effect.type
     case 'answer':
       return `answer ${effect.refusal.code} in term ${effect.refusal.term}: ${effect.refusal.reason}`
     case 'step-down':

@@ -276,8 +276,7 @@ void t.test("a primary's hello says what it knows", (t) => {
   const { checkpoint: at, generation, history } = FIRST
   t.same(decodeHello(payload), {
     ...SECONDARY,
-    ...{ role: 'primary', replica: 'p', wrote: true, capacity: 0 },
-    features: FEATURES,
+    ...{ role: 'primary', replica: 'p', wrote: true, capacity: 0, features: FEATURES },
     ...{ checkpoint: at, generation, history },
   })
   t.end()

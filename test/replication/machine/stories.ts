@@ -2,9 +2,9 @@
 
 import type { GroupEvent } from '../../../replication/group.ts'
 import { PARTIAL, type Frame } from '../../../replication/machine/frame.ts'
-import { decodeHello, decodeRefusal } from '../../../replication/machine/handshake.ts'
+import { decodeDisk, decodeHello, decodeRefusal } from '../../../replication/machine/handshake.ts'
 
-export function describeFrame({ type, flags, position, extent, payload }: Frame): string {
+export function describeFrame({ type, flags, position, extent, disk, payload }: Frame): string {
   switch (type) {
     case 'hello': {
       const { replica, generation, checkpoint, announced } = decodeHello(payload)
@@ -36,6 +36,14 @@ export function describeFrame({ type, flags, position, extent, payload }: Frame)
     case 'compare':
     case 'sums':
       return type
+    case 'withdraw':
+    case 'complete':
+    case 'accept':
+      return `${type} ${disk}`
+    case 'offer':
+      return `offer ${disk}: ${decodeDisk(payload).name} of ${decodeDisk(payload).size}`
+    case 'resized':
+      return `resized ${disk} to ${extent}`
   }
 }
 

@@ -93,29 +93,6 @@ void t.test('what is configured differently is refused before anything else is l
     ],
     ['two primaries', {}, { role: 'primary' }, ['configuration', /both sides are primaries/]],
     [
-      'a disk less on the secondary',
-      {},
-      { disks: PRIMARY.disks.slice(1) },
-      ['configuration', /"a" exists only on the primary/],
-    ],
-    [
-      'a disk more on the secondary',
-      { disks: PRIMARY.disks.slice(1) },
-      {},
-      ['configuration', /"a" exists only on the secondary/],
-    ],
-    [
-      'a disk of another size',
-      {},
-      {
-        disks: [
-          { name: 'a', size: 1 },
-          { name: 'b', size: 8192 },
-        ],
-      },
-      ['configuration', /"a" has 4096 bytes on the primary and 1 on/],
-    ],
-    [
       'another group, with another history',
       { group: 'x' },
       { generation: 'g9' },

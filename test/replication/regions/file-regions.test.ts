@@ -5,8 +5,8 @@ import path from 'node:path'
 
 import t from 'tap'
 
-import { KiB, MiB } from '../../../core/units.ts'
-import { openFileRegions } from '../../../replication/regions/file-regions.ts'
+import { KiB, MiB, SECTOR } from '../../../core/units.ts'
+import { openFileRegions, removeFileRegions } from '../../../replication/regions/file-regions.ts'
 import { RegionMap } from '../../../replication/regions/region-map.ts'
 import type { RegionStore } from '../../../replication/regions/region-store.ts'
 import { tempDirectory } from '../../support/scope.ts'
@@ -21,7 +21,7 @@ const open = (folder: string, fresh = false, disk = 'a', size = SIZE): Promise<R
 
 const fileOf = (folder: string): string => path.join(folder, 'changed-a.map')
 
-async function marked(store: RegionStore, size = SIZE): Promise<unknown> {
+async function marked(store: RegionStore, size = SIZE): Promise<unknown[]> {
   const ranges = new RegionMap(store, size).ranges()
   await store.close()
   return ranges
@@ -52,7 +52,7 @@ void t.test(
     t.same(await marked(await open(folder)), MARKED)
     t.equal((await stat(fileOf(folder))).mode & 0o777, 0o600)
     const map = new RegionMap(await open(folder), SIZE)
-    await map.clear()
+    await map.clear(Infinity)
     await map.close()
     t.same(await marked(await open(folder)), [])
     t.same(await readdir(folder), ['changed-a.map'])
@@ -112,11 +112,33 @@ void t.test('a map of another disk, size or unit is one of everything', async (t
   t.same(await marked(await open(folder)), MARKED, 'which leaves the other one alone')
   await writeFile(path.join(folder, 'changed-b.map'), await readFile(file))
   t.same(await marked(await open(folder, false, 'b')), EVERYTHING, 'a copy under its name')
-  const larger = SIZE + REGION
-  t.same(await marked(await open(folder, false, 'a', larger), larger), [{ at: 0, length: larger }])
+  const smaller = SIZE - REGION
+  t.same(await marked(await open(folder, false, 'a', smaller), smaller), [
+    { at: 0, length: smaller },
+  ])
   const other = await written(t)
   const store = await openFileRegions(other, 'a', SIZE, 2 * REGION, false)
   t.same(await marked(store), EVERYTHING, 'another unit')
+})
+
+void t.test(
+  'the map of a disk that has grown keeps what it knew, and has the rest marked',
+  async (t) => {
+    for (const gained of [SECTOR, REGION, 9000 * REGION]) {
+      const folder = await written(t)
+      const larger = SIZE + gained
+      const found = await marked(await open(folder, false, 'a', larger), larger)
+      t.same(found, [...MARKED, { at: SIZE, length: gained }])
+      t.same(await marked(await open(folder, false, 'a', larger), larger), found, 'durably')
+    }
+  },
+)
+
+void t.test('the map of a disk that has left its group is gone', async (t) => {
+  const folder = await written(t)
+  await removeFileRegions(folder, 'a')
+  await removeFileRegions(folder, 'a')
+  t.same(await readdir(folder), [])
 })
 
 void t.test('a map that was being made when the power failed is no map', async (t) => {

@@ -24,6 +24,7 @@ void t.test('a map that cannot be written is told until every one can', async (t
     fence: () => Promise.resolve({ fenced: false, detail: '' }),
     openSegments: () => Promise.reject(new Error('there is no journal')),
     openRegions: () => Promise.reject(new Error('there are no maps')),
+    removeRegions: () => Promise.resolve(),
   })
   const store = memoryRegions(MiB, 64 * KiB)
   const dead = { ...store }
@@ -31,14 +32,14 @@ void t.test('a map that cannot be written is told until every one can', async (t
   for (const map of maps) await map.mark(0, MiB)
   const changes = new OwnChanges(maps, troubles)
   dead.save = () => Promise.reject(new Fault('IO', 'the map is on a dead disk'))
-  changes.forget()
+  changes.forget([MiB, MiB])
   await settled()
   t.match(troubles.first, /the map is on a dead disk/, 'also where another map can be written')
-  changes.forget()
+  changes.forget([MiB, MiB])
   await settled()
   t.match(troubles.first, /the map is on a dead disk/, 'for as long as it cannot')
   dead.save = (bitmap, sectors) => store.save(bitmap, sectors)
-  changes.forget()
+  changes.forget([MiB, MiB])
   await settled()
   t.equal(troubles.first, null)
 })

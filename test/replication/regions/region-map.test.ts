@@ -145,7 +145,7 @@ void t.test('a mark that a clear overtakes is made again before it resolves', as
   store.held = true
   const marking = map.mark(0, 1)
   await turn()
-  const clearing = map.clear()
+  const clearing = map.clear(Infinity)
   store.held = false
   store.release()
   await Promise.all([marking, clearing])
@@ -197,7 +197,7 @@ void t.test('a clear that cannot be saved lets the map say too much', async (t) 
   await map.mark(0, 1)
   await map.mark(4500 * REGION, 1)
   store.failing = true
-  await t.rejects(map.clear(), { code: 'NO_SPACE' })
+  await t.rejects(map.clear(Infinity), { code: 'NO_SPACE' })
   t.same([store.remembers(0), map.has(0, 1)], [true, false], 'it has to be marked again')
   store.failing = false
   await map.mark(4500 * REGION, 1)
@@ -209,7 +209,7 @@ void t.test('a map begins with what its store has found', async (t) => {
   const map = new RegionMap(full, SIZE)
   t.same(map.ranges(), [{ at: 0, length: SIZE }], 'the whole disk, and nothing beyond it')
   t.equal(map.has(0, SIZE), true)
-  await map.clear()
+  await map.clear(Infinity)
   t.same(map.ranges(), [])
   await map.close()
   t.equal(full.closed, true)

@@ -1,0 +1,73 @@
+/** What would be lost, or said wrongly, where disks come, grow and go beside the checkpoints. */
+
+import type { Mutant } from './mutant.ts'
+
+const SECONDARY = {
+  test: 'test/replication/crash-points/disk-changes.test.ts',
+  caughtBy: 'a secondary has one checkpoint of the disks that are left, whatever crash comes',
+}
+
+const GROWTH = {
+  test: 'test/ramdisk/growth.test.ts',
+  caughtBy: 'from 20480 to 16777216 bytes, with an epoch pending',
+}
+
+export const DISK_CHANGES: readonly Mutant[] = [
+  {
+    of: '2',
+    defect: 'the journal gives up what a disk that leaves has still to read',
+    file: 'replication/group-disks.ts',
+    from: 'const release = secondary.log.keep()',
+    to: 'const release = (): void => undefined',
+    ...SECONDARY,
+  },
+  {
+    of: '2',
+    defect: 'a disk has left before its image has what was being committed',
+    file: 'replication/group-disks.ts',
+    from: '      await secondary.log.quiet()\n      await passive.layers.idle()\n',
+    to: '',
+    ...SECONDARY,
+  },
+  {
+    of: '2',
+    defect: 'the size of a disk is remembered before its image has it',
+    file: 'replication/group-disks.ts',
+    from: '      await image.flush()\n',
+    to: '',
+    ...SECONDARY,
+  },
+  {
+    of: '15',
+    defect: 'the map of a disk that left comes back with a crash',
+    file: 'replication/regions/file-regions.ts',
+    from: '    await files.remove(path)\n    await files.syncNames(folder)\n',
+    to: '    await files.remove(path)\n',
+    ...SECONDARY,
+  },
+  {
+    of: '15',
+    defect: 'what a disk has gained is taken to be unchanged',
+    file: 'replication/regions/file-regions.ts',
+    from: 'grown[region >> 3] = (grown[region >> 3] ?? 0) | (1 << (region & 7))',
+    to: 'void region',
+    test: 'test/replication/regions/file-regions.test.ts',
+    caughtBy: 'the map of a disk that has grown keeps what it knew, and has the rest marked',
+  },
+  {
+    of: '1',
+    defect: 'epochs that are being received stay as small as their disk was',
+    file: 'ramdisk/received-epochs.ts',
+    from: 'for (const layer of this.layers) layer.grow(diskSize)\n',
+    to: '',
+    ...GROWTH,
+  },
+  {
+    of: '1',
+    defect: 'the index of a spilled epoch has no room for what a disk has gained',
+    file: 'ramdisk/spilled-epoch.ts',
+    from: 'this.#tree.grow(sectorsTo(diskSize))\n',
+    to: '',
+    ...GROWTH,
+  },
+]
