@@ -63,7 +63,7 @@ export class Acknowledger {
   /** What arrives together is told of together. */
   #plan(): void {
     this.#planned = true
-    queueMicrotask(() => {
+    void Promise.resolve().then(() => {
       this.#planned = false
       this.#tell()
     })

@@ -8,7 +8,7 @@
  */
 
 import { Fault } from '../../core/fault.ts'
-import { MiB } from '../../core/units.ts'
+import { KiB, MiB } from '../../core/units.ts'
 import { decodeFrame, frame, HEADER_SIZE, MAX_PAYLOAD, type Frame } from '../machine/frame.ts'
 import type { DiskIdentity } from '../machine/handshake.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
@@ -49,6 +49,8 @@ export interface Recovered {
 
 /** Bytes read at a time; a record always fits. */
 const WINDOW = 1 * MiB + MAX_PAYLOAD + HEADER_SIZE
+/** The same at first: most of what is looked at is short, and so much memory has to be got, and given back, each time. */
+const FIRST_WINDOW = 128 * KiB
 
 /** @returns undefined when there is no journal yet. @throws Fault when it is damaged or cannot be read */
 export async function scan(store: SegmentStore): Promise<Recovered | undefined> {
@@ -262,11 +264,11 @@ async function readRecords(
   to: number,
   take: (record: Frame, at: number, behind: number) => void | Promise<void>,
 ): Promise<number> {
-  const window = Buffer.allocUnsafeSlow(WINDOW)
+  let window = Buffer.allocUnsafeSlow(FIRST_WINDOW)
   const record = frame('heartbeat')
   let at = from
   for (;;) {
-    const wanted = window.subarray(0, Math.min(WINDOW, to - at))
+    const wanted = window.subarray(0, Math.min(window.length, to - at))
     const have = await store.read(segment, at, wanted)
     let used = 0
     while (used < have) {
@@ -277,7 +279,9 @@ async function readRecords(
       used = behind
     }
     at += used
-    if (at >= to || have < wanted.length || used === 0) return at
+    if (at >= to || have < wanted.length) return at
+    if (window.length < WINDOW) window = Buffer.allocUnsafeSlow(WINDOW)
+    else if (used === 0) return at
   }
 }
 
@@ -292,10 +296,14 @@ async function isFollowed(
   from: number,
   proves: (record: Frame) => boolean,
 ): Promise<boolean> {
-  const window = Buffer.allocUnsafeSlow(WINDOW)
+  let window = Buffer.allocUnsafeSlow(FIRST_WINDOW)
   const record = frame('heartbeat')
   for (let at = from + 1; ;) {
     const have = await store.read(segment, at, window)
+    if (have === window.length && have < WINDOW) {
+      window = Buffer.allocUnsafeSlow(WINDOW)
+      continue
+    }
     const isLast = have < WINDOW
     // A record that begins in the last part of a full window may end behind it: it is looked at again, with the next one.
     const most = isLast ? have : have - MAX_PAYLOAD - HEADER_SIZE

@@ -126,7 +126,7 @@ export function encodeHeader(
 
 /** The whole frame as bytes of its own. For control frames, which are few and small. */
 export function encodeFrame(frame: Readonly<Frame>): Buffer {
-  const bytes = Buffer.alloc(HEADER_SIZE + frame.payload.length)
+  const bytes = Buffer.allocUnsafe(HEADER_SIZE + frame.payload.length)
   frame.payload.copy(bytes, HEADER_SIZE)
   encodeHeader(bytes, 0, frame, true)
   return bytes

@@ -31,6 +31,8 @@ export class AckWatch {
       this.#answered = false
       this.#removed.clear()
     }
+    // Nobody is told of what nobody asks for.
+    if (this.#ack === 'sent') return
     if (frame.type !== 'write' && frame.type !== 'zero') return
     this.#frames.push({ ...frame, payload: Buffer.from(frame.payload) })
     if (frame.type !== 'write') return

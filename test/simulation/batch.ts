@@ -45,6 +45,8 @@ type Counts = { -readonly [Key in keyof BatchResult]: BatchResult[Key] } & { fai
 
 /** Lines of a story that a failure shows. */
 const LAST_LINES = 60
+/** Lines of the stack of what such a run ends with. */
+const STACK_LINES = 20
 /** Failures whose stories are kept; of the others there is the seed, and the reason. */
 const MOST_STORIES = 3
 /** No run takes a tenth of it. */
@@ -146,15 +148,22 @@ function add(total: Counts, part: BatchResult): void {
   total.failures.push(...part.failures)
 }
 
-/** The same run once more, for its story. */
+/** The same run once more, for its story, and for where it went wrong. */
 async function failureOf(seed: number, error: unknown, told: boolean): Promise<Failure> {
-  const reason = error instanceof Error ? (error.stack ?? error.message) : String(error)
   const lines: string[] = []
-  if (told) await simulate(seed, (line) => lines.push(line)).catch(() => undefined)
+  let again = error
+  const limit = Error.stackTraceLimit
+  Error.stackTraceLimit = STACK_LINES
+  if (told)
+    await simulate(seed, (line) => lines.push(line)).catch((found: unknown) => (again = found))
+  Error.stackTraceLimit = limit
+  const reason = again instanceof Error ? (again.stack ?? again.message) : String(again)
   return { seed, reason, story: lines.slice(-LAST_LINES) }
 }
 
 if (!isMainThread && parentPort !== null) {
   const port = parentPort
+  // Most errors of a run belong to it, and nobody looks at where they were made.
+  Error.stackTraceLimit = 0
   await runOrders(workerData as Orders, (part) => port.postMessage(part))
 }

@@ -86,7 +86,8 @@ class Pipe {
       else chunks.push(first.bytes)
     }
     if (this.#outbox.length > 0) this.#transmitSoon()
-    if (chunks.length > 0) receiver.receive(Buffer.concat(chunks))
+    const [first] = chunks
+    if (first !== undefined) receiver.receive(chunks.length === 1 ? first : Buffer.concat(chunks))
     if (ended) receiver.close('the peer closed the connection')
   }
 

@@ -251,10 +251,8 @@ export class Oracle implements Observer {
     for (const [disk, content] of readable(secondary).entries()) {
       if (content === undefined || !counts(secondary, disk)) continue
       const objection = secondary.registers[disk]!.objectionTo(content)
-      this.#check(
-        objection === undefined,
-        `1, 6, 8, 11: disk ${disk} of the secondary: ${objection}`,
-      )
+      if (objection !== undefined)
+        this.#check(false, `1, 6, 8, 11: disk ${disk} of the secondary: ${objection}`)
     }
   }
 
@@ -292,17 +290,23 @@ export class Oracle implements Observer {
     this.#checkDirtyCover()
     this.#checkRegionCover()
     this.#there.rules.settled()
-    for (const side of [this.#there.primary, this.#there.secondary])
-      this.#check(
-        !this.switchedOff.has(side.life) || !side.life.alive || !isProtected(side),
-        `18: ${side.life.name} is protected: it was switched off`,
-      )
+    for (const off of this.switchedOff) this.#checkOff(off)
     if (this.forbidden === undefined) return
     const { side, why } = this.forbidden
     const suspect = this.#there[side]
     this.#check(
       !suspect.life.alive || suspect.group.primary === undefined || !isProtected(suspect),
       `18: ${suspect.life.name} is protected: ${why}`,
+    )
+  }
+
+  /** Toolstacks have switched it off there. */
+  #checkOff(life: Life): void {
+    const { primary, secondary } = this.#there
+    const side = [primary, secondary].find((each) => each.life === life)
+    this.#check(
+      side === undefined || !life.alive || !isProtected(side),
+      `18: ${life.name} is protected: it was switched off`,
     )
   }
 
@@ -355,10 +359,11 @@ export class Oracle implements Observer {
       for (let sector = 0; sector < primary.registers[disk]!.count; sector += 1) {
         if (content[sector] === (held[sector] ?? 0)) continue
         const marked = regions[primary.host].marks(`disk${disk}`, sector)
-        this.#check(
-          marked,
-          `15: sector ${sector} of disk ${disk} differs and its region is not marked`,
-        )
+        if (!marked)
+          this.#check(
+            false,
+            `15: sector ${sector} of disk ${disk} differs and its region is not marked`,
+          )
       }
     }
   }

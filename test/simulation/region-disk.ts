@@ -69,11 +69,10 @@ export class RegionDisk {
     const region = Math.floor((sector * SECTOR) / REGION)
     const bit = 1 << (region & 7)
     const byte = region >> 3
-    const bits = [map.bytes[byte]!]
+    if ((map.bytes[byte]! & bit) === 0) return false
     const at = Math.floor(byte / SECTOR)
     const cached = map.cached.get(at)
-    if (cached !== undefined) bits.push(cached[byte - at * SECTOR]!)
-    return bits.every((each) => (each & bit) !== 0)
+    return cached === undefined || (cached[byte - at * SECTOR]! & bit) !== 0
   }
 
   /** The process is gone, and the power with it. */

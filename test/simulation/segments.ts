@@ -22,8 +22,6 @@ interface File {
   cached: Buffer[]
   /** Whether its name is flushed. */
   named: boolean
-  /** All of it, until it changes. */
-  whole: Buffer | undefined
 }
 
 /** The type of a checkpoint record. */
@@ -59,7 +57,7 @@ export class JournalDisk {
       list: () => perform('list', () => [...this.files.keys()].sort((a, b) => a - b)),
       create: (number) =>
         perform('create', () => {
-          const file: File = { durable: [], cached: [], named: false, whole: undefined }
+          const file: File = { durable: [], cached: [], named: false }
           this.files.set(number, file)
           return this.#file(file, life)
         }),
@@ -79,8 +77,14 @@ export class JournalDisk {
   #look(number: number, at: number, into: Buffer): number {
     const file = this.files.get(number)
     if (file === undefined) throw new Fault('NOT_FOUND', 'no such segment')
-    file.whole ??= Buffer.concat([...file.durable, ...file.cached])
-    return file.whole.subarray(at).copy(into)
+    let [chunkAt, have] = [0, 0]
+    for (const chunks of [file.durable, file.cached])
+      for (const chunk of chunks) {
+        if (have === into.length) return have
+        if (at + have < chunkAt + chunk.length) have += chunk.copy(into, have, at + have - chunkAt)
+        chunkAt += chunk.length
+      }
+    return have
   }
 
   /** The process is gone, and the power with it. */
@@ -96,7 +100,6 @@ export class JournalDisk {
       while (kept.length > 0 && random.chance(0.3)) kept.pop()
       file.durable.push(...kept)
       file.cached = []
-      file.whole = undefined
     }
   }
 
@@ -117,7 +120,6 @@ export class JournalDisk {
         // The buffers are used again as soon as this resolves, and a crash may come before.
         const bytes = Buffer.concat(chunks)
         file.cached.push(bytes)
-        file.whole = undefined
         return this.#perform(
           life,
           'append',
@@ -125,7 +127,6 @@ export class JournalDisk {
           () => {
             // A write that failed may have reached the disk in part.
             file.cached.splice(file.cached.indexOf(bytes), 1, this.#remnantOf(bytes))
-            file.whole = undefined
           },
         )
       },
