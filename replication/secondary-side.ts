@@ -346,6 +346,7 @@ export class SecondarySide {
   /** Committed checkpoints reach the images first, as far as the images take them; what was not committed is dropped. */
   async close(): Promise<void> {
     this.end('the secondary is shutting down')
+    this.#step({ type: 'ended' })
     await this.#log.quiet()
     const lost = await Promise.all(this.#disks.map((disk) => this.drain(disk)))
     const drained = [...this.#disks.keys()].filter((disk) => !this.#disks[disk]?.layers.isBusy)

@@ -104,6 +104,8 @@ export type SecondaryInput =
       readonly timeoutMs: number
     }
   | { readonly type: 'set-replicating'; readonly on: boolean }
+  /** Nothing will be heard of commits that were begun: the server is being shut down. */
+  | { readonly type: 'ended' }
 
 export type SecondaryEffect =
   | { readonly type: 'send'; readonly link: number; readonly frame: Frame }

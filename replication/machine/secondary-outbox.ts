@@ -27,6 +27,10 @@ export class SecondaryOutbox {
     this.add({ type: 'checkpoint-failed', request, code, reason })
   }
 
+  failCheckpoints(requests: readonly number[], code: FaultCode, reason: string): void {
+    for (const request of requests) this.failCheckpoint(request, code, reason)
+  }
+
   event(event: GroupEvent): void {
     this.add({ type: 'event', event })
   }

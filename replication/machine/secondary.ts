@@ -4,6 +4,7 @@
  * Invariants kept here (numbers of the replication model in docs/architecture.md):
  *  - 1  Prefix: data of a broken-off stream is discarded with the link, before anything of a new one is taken.
  *  - 3  No early ack: `done` is sent only after the shell reported the epoch as committed.
+ *  - 8  The loss of the link is told, and fails who waits for a checkpoint, after every commit that was begun (link-news.ts).
  *  - 10 The decision to promote is taken once, remembered before it is carried out, and comes after every commit that was
  *       begun; afterwards every primary is refused with a higher term.
  *  - 17 No mixture is promoted unless by force: neither one that is here nor one that is being committed (takeover.ts).
@@ -12,7 +13,6 @@
  */
 
 import { assert } from '../../core/assert.ts'
-import type { FaultCode } from '../../core/fault.ts'
 import type { CheckpointResult, GroupRole, Protection } from '../group.ts'
 import { CheckpointWaiters } from './checkpoint-waiters.ts'
 import { helloDisks, without, type ApartDisks } from './disk-sets.ts'
@@ -29,6 +29,7 @@ import {
 import { Congestion } from './congestion.ts'
 import { LinkDisks } from './link-disks.ts'
 import { Liveness } from './liveness.ts'
+import { LinkNews } from './link-news.ts'
 import { Pressure } from './pressure.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { Lineage, ReplicaState } from './replica-state.ts'
@@ -96,6 +97,7 @@ export class SecondaryMachine {
   readonly #pressure: Pressure
   readonly #waiters = new CheckpointWaiters()
   readonly #report: ProtectionReport
+  readonly #news: LinkNews
   readonly #out = new SecondaryOutbox()
 
   constructor(settings: SecondarySettings) {
@@ -108,6 +110,7 @@ export class SecondaryMachine {
     this.#announced = settings.remembered.checkpoint
     this.#term = settings.remembered.term
     this.#report = new ProtectionReport(settings.group, this)
+    this.#news = new LinkNews(settings.group)
   }
 
   get role(): GroupRole {
@@ -227,6 +230,9 @@ export class SecondaryMachine {
       case 'link-down':
         if (this.#link?.number === input.link) this.#linkDown(input.reason)
         return
+      case 'ended':
+        this.#commits = []
+        return this.#tellLoss()
       case 'tick':
         return this.#tick(input.nowMs)
       case 'promote':
@@ -303,10 +309,7 @@ export class SecondaryMachine {
     if (this.#joins) this.#state = { ...this.#state, generation, history }
     this.#out.send(link, frame('hello', { payload: before }))
     this.#out.add({ type: 'tell-changes', link })
-    this.#out.event({
-      event: 'REPLICATION_LINK',
-      data: { group: this.#settings.group, up: true, peer, reason: null },
-    })
+    for (const event of this.#news.up(peer)) this.#out.event(event)
   }
 
   /** The number of a disk of ours, as frames to the primary have to name it; -1 where it is not on the link. */
@@ -501,7 +504,7 @@ export class SecondaryMachine {
         'NOT_PERMITTED',
         'this side is active and has no secondary',
       )
-    if (this.#link === undefined)
+    if (this.#link === undefined && this.#commits.length === 0)
       return this.#out.failCheckpoint(
         request,
         'LINK_LOST',
@@ -529,8 +532,8 @@ export class SecondaryMachine {
   }
 
   #tick(nowMs: number): void {
-    for (const request of this.#waiters.takeOverdue(nowMs))
-      this.#out.failCheckpoint(request, 'TIMEOUT', 'the primary announced no checkpoint in time')
+    const overdue = this.#waiters.takeOverdue(nowMs)
+    this.#out.failCheckpoints(overdue, 'TIMEOUT', 'the primary announced no checkpoint in time')
     if (this.#link === undefined) return
     const link = this.#link.number
     const sign = this.#liveness.tick(nowMs)
@@ -588,6 +591,7 @@ export class SecondaryMachine {
   /** What was begun to be committed before the promote is part of what it finds, or is known not to be: also of a copy. */
   #decide(): void {
     if (this.#commits.length > 0) return
+    this.#tellLoss()
     const objection = this.#takeover.objectionTo(this.#state)
     if (objection !== undefined) return this.#stayPassive(objection)
     const state = this.#takeover.decide(this.#state, this.#term)
@@ -602,7 +606,7 @@ export class SecondaryMachine {
     this.#reason = ALONE
     if (deposing !== undefined)
       this.#refuse(deposing, 'deposed', 'the secondary was promoted and is the active copy')
-    this.#failWaiters('NOT_PERMITTED', 'this side was promoted')
+    this.#out.failCheckpoints(this.#waiters.takeAll(), 'NOT_PERMITTED', 'this side was promoted')
     this.#out.add({ type: 'activate' })
     this.#out.event({
       event: 'REPLICATION_ROLE',
@@ -648,24 +652,26 @@ export class SecondaryMachine {
     const wasProtected = this.#link?.synced === true
     this.#link = undefined
     this.#reason = reason
+    this.#news.lost(peer, reason)
     this.#discardPending()
-    this.#failWaiters('LINK_LOST', `no checkpoint is known to be committed: ${reason}`)
-    this.#out.event({
-      event: 'REPLICATION_LINK',
-      data: { group: this.#settings.group, up: false, peer, reason },
-    })
+    this.#tellLoss()
     const decides = this.#takeover.isWanted || !this.#replicating
     if (this.#settings.fences && wasProtected && !decides)
       this.#out.add({ type: 'fence', peer: peer ?? '' })
+  }
+
+  #tellLoss(): void {
+    if (this.#commits.length > 0) return
+    const loss = this.#news.takeLoss()
+    if (loss === undefined) return
+    const reason = `no checkpoint is known to be committed: ${loss.data.reason ?? ''}`
+    this.#out.failCheckpoints(this.#waiters.takeAll(), 'LINK_LOST', reason)
+    this.#out.event(loss)
   }
 
   #discardPending(): void {
     this.#epochBytes = 0
     this.#pressure.relieve()
     this.#out.add({ type: 'discard' })
-  }
-
-  #failWaiters(code: FaultCode, reason: string): void {
-    for (const request of this.#waiters.takeAll()) this.#out.failCheckpoint(request, code, reason)
   }
 }

@@ -124,6 +124,17 @@ export const INVARIANTS: readonly Mutant[] = [
     caughtBy: 'failover keeps what the guest wrote here, and nothing of an unfinished epoch',
   },
   {
+    of: '8',
+    defect:
+      'the loss of the primary is told while a commit may still take away what the guest writes then',
+    file: 'replication/machine/secondary.ts',
+    from: '    if (this.#commits.length > 0) return\n    const loss = ',
+    to: '    const loss = ',
+    test: 'test/replication/replica-group.test.ts',
+    caughtBy:
+      'what the guest of a secondary writes once the loss of the primary is told survives a promote',
+  },
+  {
     of: '9',
     defect: 'a promote overtakes a commit that was begun',
     file: 'replication/machine/secondary.ts',

@@ -297,6 +297,62 @@ void t.test(
   },
 )
 
+/** A secondary whose link was lost while a checkpoint was being committed; open() lets that end. */
+async function lostInCommit(
+  waits: (group: ReplicaGroup) => unknown = () => undefined,
+): Promise<Connected & { readonly open: () => void }> {
+  const store = new MemorySegments()
+  const started = await connected({ durability: 'journal', store })
+  let open = (): void => undefined
+  store.gate = new Promise((resolve) => (open = resolve))
+  started.handlers.frame(data(0, 0, 1))
+  waits(started.group)
+  started.handlers.frame(frame('checkpoint', { position: 1 }))
+  started.handlers.closed('cut')
+  return { ...started, open }
+}
+
+void t.test(
+  'what the guest of a secondary writes once the loss of the primary is told survives a promote',
+  async (t) => {
+    const { group, disks, events, open } = await lostInCommit()
+    const heard = (): boolean =>
+      events.some(({ event, data }) => event === 'REPLICATION_LINK' && 'up' in data && !data.up)
+    const guest = async (): Promise<void> => {
+      while (!heard()) await new Promise(setImmediate)
+      await disks[0]!.write(Buffer.alloc(4 * KiB, 2), 0, 0)
+    }
+    const written = guest()
+    for (let turn = 0; turn < 10; turn += 1) await new Promise(setImmediate)
+    t.equal(group.status().protection, 'unprotected', 'the status does not wait')
+    open()
+    await written
+    t.match(await group.promote(false), { role: 'active', checkpoint: 1 })
+    const back = Buffer.alloc(8 * KiB)
+    await disks[0]!.read(back, 0)
+    t.same([back[0], back[4 * KiB]], [2, 1], 'over the checkpoint that was under way')
+    await disks[0]!.close()
+  },
+)
+
+void t.test('who waits for a checkpoint is told of one that outlives its link', async (t) => {
+  let waiting: unknown
+  const { disks, open } = await lostInCommit((group) => (waiting = group.checkpoint(60_000)))
+  open()
+  t.match(await waiting, { checkpoint: 1 })
+  await disks[0]!.close()
+})
+
+void t.test('nobody waits for a checkpoint longer than its server lives', async (t) => {
+  let waiting: unknown
+  const { disks, open } = await lostInCommit((group) => (waiting = group.checkpoint(60_000)))
+  const refused = t.rejects(waiting as Promise<unknown>, { code: 'LINK_LOST' })
+  const closed = disks[0]!.close()
+  await refused
+  open()
+  await closed
+})
+
 void t.test('frames that were held come too late when the journal fails', async (t) => {
   const store = new MemorySegments()
   const started = await connected({ durability: 'journal', store, memory: 8 * MiB })

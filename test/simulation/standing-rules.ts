@@ -25,6 +25,8 @@ interface Seen {
   /** The protection that it told of last. */
   told: Protection | undefined
   frozen: boolean
+  /** It has told of the loss of its link, and of no new one. */
+  lost: boolean
 }
 
 export class StandingRules implements Watchers {
@@ -48,8 +50,14 @@ export class StandingRules implements Watchers {
   }
 
   event(life: Life, event: GroupEvent): void {
-    if (event.event !== 'REPLICATION_PROTECTION') return
     const seen = this.#of(life)
+    if (event.event === 'REPLICATION_LINK') seen.lost = !event.data.up
+    // A commit takes away what the secondary's guest wrote: who heard of the loss and went on would lose acknowledged writes.
+    if (event.event === 'REPLICATION_CHECKPOINT' && seen.lost)
+      this.#fail(
+        `8: ${life.name} commits checkpoint ${event.data.checkpoint} after it told of the loss of its link`,
+      )
+    if (event.event !== 'REPLICATION_PROTECTION') return
     seen.told = event.data.protection
     // What is acknowledged in the instant of a thaw is right, though the next freeze follows at once.
     if (seen.told !== 'frozen') seen.frozen = false
@@ -105,7 +113,10 @@ export class StandingRules implements Watchers {
   #of(life: Life): Seen {
     let seen = this.#seen.get(life)
     if (seen === undefined) {
-      seen = { machine: undefined, protection: undefined, told: undefined, frozen: false }
+      seen = {
+        ...{ machine: undefined, protection: undefined, told: undefined },
+        ...{ frozen: false, lost: false },
+      }
       this.#seen.set(life, seen)
     }
     return seen

@@ -10,6 +10,8 @@ export class MemorySegments implements SegmentStore {
   readonly durable = new Map<number, number>()
   /** Names the request that is to fail, if any. */
   failing: 'create' | 'append' | 'sync' | 'remove' | undefined
+  /** While there is one, no sync ends before it. */
+  gate: Promise<void> | undefined
   /** Bytes that there is space for. */
   capacity = Infinity
 
@@ -29,10 +31,11 @@ export class MemorySegments implements SegmentStore {
         this.files.set(number, Buffer.concat([content, ...chunks]))
         return Promise.resolve()
       },
-      sync: () => {
+      sync: async () => {
         if (this.failing === 'sync') return refuse('sync')
-        this.durable.set(number, this.files.get(number)?.length ?? 0)
-        return Promise.resolve()
+        const length = this.files.get(number)?.length ?? 0
+        if (this.gate !== undefined) await this.gate
+        this.durable.set(number, length)
       },
       close: () => Promise.resolve(),
     })

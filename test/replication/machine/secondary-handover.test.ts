@@ -65,8 +65,11 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       ...AT_ONE,
       [marker(2), ['commit 2 as secondary of g1 at 2 in term 1']],
-      [handover(1), [...ENDED, `PROTECTION unprotected: ${LEFT}`]],
-      [committed(2), ['CHECKPOINT 2', 'remember active of g1+h1 at 2 in term 2*']],
+      [handover(1), ['discard', `PROTECTION unprotected: ${LEFT}`]],
+      [
+        committed(2),
+        ['CHECKPOINT 2', `LINK down: ${LEFT}`, 'remember active of g1+h1 at 2 in term 2*'],
+      ],
       [REMEMBERED, ACTIVE],
     ],
   ],
@@ -75,8 +78,11 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       ...CONNECTED,
       [marker(1), ['commit 1 as secondary of g1 at 1 in term 1']],
-      [handover(1), [...ENDED, `PROTECTION unprotected: ${LEFT}`]],
-      [committed(1), ['CHECKPOINT 1', 'remember active of g1+h1 at 1 in term 2*']],
+      [handover(1), ['discard', `PROTECTION unprotected: ${LEFT}`]],
+      [
+        committed(1),
+        ['CHECKPOINT 1', `LINK down: ${LEFT}`, 'remember active of g1+h1 at 1 in term 2*'],
+      ],
       [REMEMBERED, ACTIVE],
     ],
   ],
@@ -97,8 +103,8 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       ...AT_ONE,
       [marker(2), ['commit 2 as secondary of g1 at 2 in term 1']],
-      [handover(2), [...ENDED, `PROTECTION unprotected: ${LEFT}`]],
-      [{ type: 'log-failed', reason: 'disk full' }, ['discard']],
+      [handover(2), ['discard', `PROTECTION unprotected: ${LEFT}`]],
+      [{ type: 'log-failed', reason: 'disk full' }, ['discard', `LINK down: ${LEFT}`]],
       [promote(1), ['discard', 'remember active of g1+h1 at 1 in term 2*']],
     ],
   ],

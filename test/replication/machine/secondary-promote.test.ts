@@ -12,6 +12,7 @@ import {
   hello,
   IS_ACTIVE,
   LOST,
+  LOST_IN_COMMIT,
   marker,
   newMachine,
   promote,
@@ -28,7 +29,7 @@ const IS_INCONSISTENT = 'PROTECTION inconsistent: cut'
 const HALF_COPIED: readonly Step[] = [
   [hello(1), greeting(1)],
   [marker(1, 1, true), ['commit 1 as secondary of g1 at 1 in term 1!']],
-  LOST,
+  LOST_IN_COMMIT,
 ]
 
 const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
@@ -81,7 +82,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       ...CONNECTED,
       [marker(1), ['commit 1 as secondary of g1 at 1 in term 1']],
       [marker(2), ['commit 2 as secondary of g1 at 2 in term 1']],
-      LOST,
+      LOST_IN_COMMIT,
       [promote(1), ['discard']],
       [committed(1), ['CHECKPOINT 1']],
       [promote(2), ['discard']],
@@ -92,7 +93,10 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
           '2: close: the secondary is being promoted',
         ],
       ],
-      [committed(2), ['CHECKPOINT 2', 'remember active of g1+p1 at 2 in term 2*']],
+      [
+        committed(2),
+        ['CHECKPOINT 2', 'LINK down: cut', 'remember active of g1+p1 at 2 in term 2*'],
+      ],
       [
         REMEMBERED,
         [
@@ -113,7 +117,12 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [promote(2), ['discard']],
       [
         committed(1),
-        [`#1 not promoted: ${MIXTURE}`, `#2 not promoted: ${MIXTURE}`, IS_INCONSISTENT],
+        [
+          'LINK down: cut',
+          `#1 not promoted: ${MIXTURE}`,
+          `#2 not promoted: ${MIXTURE}`,
+          IS_INCONSISTENT,
+        ],
       ],
       [hello(2, { checkpoint: 1, announced: 1 }), greeting(2, '1/1')],
     ],
@@ -123,7 +132,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       ...HALF_COPIED.slice(0, -1),
       [marker(2), ['commit 2 as secondary of g1 at 2 in term 1']],
-      LOST,
+      LOST_IN_COMMIT,
       [promote(1), ['discard']],
       [committed(1), [IS_INCONSISTENT]],
       [
@@ -131,6 +140,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
         [
           'forget-changes',
           'CHECKPOINT 2',
+          'LINK down: cut',
           'remember active of g1+p1 at 2 in term 2*',
           'PROTECTION unprotected: cut',
         ],
@@ -144,7 +154,10 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       ...HALF_COPIED,
       [promote(1), ['discard']],
       [promote(2, true), ['discard']],
-      [committed(1), ['remember active of g1+p1 at 1 in term 2*', IS_INCONSISTENT]],
+      [
+        committed(1),
+        ['LINK down: cut', 'remember active of g1+p1 at 1 in term 2*', IS_INCONSISTENT],
+      ],
       [
         REMEMBERED,
         [
@@ -165,6 +178,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [
         committed(1),
         [
+          'LINK down: cut',
           `ERROR this side could not take over: ${MIXTURE}`,
           `PROTECTION inconsistent: this side could not take over: ${MIXTURE}`,
         ],

@@ -166,6 +166,8 @@ export const CONNECTED: readonly Step[] = [
   [hello(1), greeting(1)],
   [synced(), [PROTECTED]],
 ]
+/** The same while a commit is under way, after which it is told. */
+export const LOST_IN_COMMIT: Step = [down(1), ['discard', 'PROTECTION unprotected: cut']]
 export const LOST: Step = [down(1), ['discard', 'LINK down: cut', 'PROTECTION unprotected: cut']]
 export const PROMOTED: readonly string[] = [
   'activate',
