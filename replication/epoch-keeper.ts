@@ -248,6 +248,7 @@ export class EpochKeeper {
       try {
         await this.#log.retire(disk)
         this.#settled[disk] = undefined
+        this.#context.troubles.over('journal')
         return
       } catch (error) {
         const fault = asFault(error, 'IO', 'the journal cannot be written')

@@ -35,16 +35,13 @@ import { PrimaryMachine } from './machine/primary.ts'
 import type { ReplicaState } from './machine/replica-state.ts'
 import { PrimaryDisk } from './primary-disk.ts'
 import { dirtyRanges } from './regions/dirty-ranges.ts'
-import { retainChanges } from './regions/retain-changes.ts'
 import type { ChangedRange, RegionMap } from './regions/region-map.ts'
+import { Retention } from './regions/retention.ts'
 import { Requests } from './requests.ts'
 import { Resync } from './resync.ts'
 import type { GroupSettings } from './settings.ts'
 import type { Troubles } from './troubles.ts'
 import { WriteGate } from './write-gate.ts'
-
-/** How often regions that need not be marked any more are looked for. */
-const RETAIN_MS = 30_000
 
 /** How long news of the other side's disks may be on their way, where a command depends on them. */
 const NEWS_MS = 1000
@@ -85,6 +82,7 @@ export class PrimarySide {
   readonly forwarding: Forwarding
   #resync: Resync | undefined
   readonly #verifier: Verifier
+  readonly retention: Retention
   /** What the secondary told of, on its way to the maps on disk. */
   #learning: Promise<unknown>[] = []
   #stopTicking: (() => void)[] = []
@@ -92,7 +90,6 @@ export class PrimarySide {
   #rate: number
   #complaint = ''
   /** Never rejects. */
-  #retaining: Promise<void> = Promise.resolve()
   /** Who waits for what the other side says of its disks. */
   #awaitingNews: (() => void)[] = []
   /** Copies that wait for the next epoch. */
@@ -122,6 +119,7 @@ export class PrimarySide {
       regions: () => this.#tracked.map(({ regions }) => regions),
       step: (input) => this.#step(input),
     })
+    this.retention = new Retention({ ...options, machine: this.machine, disks: this.#tracked })
     for (const [index, { changed }] of disks.entries())
       for (const { at, length } of changed) this.machine.recall(index, at, length)
     if (dial === undefined) return
@@ -159,7 +157,7 @@ export class PrimarySide {
     if (tracked === undefined) return
     tracked.gone = true
     this.#step({ type: 'disk-removed', disk: index })
-    await this.#retaining
+    await this.retention.quiet()
     await this.#disks[index]?.quiet()
   }
 
@@ -216,9 +214,7 @@ export class PrimarySide {
       every(timers, settings.heartbeatMs / 2, () =>
         this.#step({ type: 'tick', nowMs: environment.nowMs() }),
       ),
-      every(timers, RETAIN_MS, () => {
-        this.#retaining = this.#retaining.then(() => this.#retain())
-      }),
+      this.retention.begin(timers),
     ]
     this.#connector?.connect()
   }
@@ -380,21 +376,6 @@ export class PrimarySide {
   changes(): ChangedRange[][] {
     const live = [...this.#tracked.keys()].filter((index) => !this.isGone(index))
     return live.map((index) => dirtyRanges(this.machine, index))
-  }
-
-  /** Marks as changed just what is, after end(). @throws Fault */
-  async retain(): Promise<void> {
-    // Twice: the first pass spares what was written lately.
-    for (let pass = 0; pass < 2; pass += 1) await retainChanges(this.machine, this.#tracked)
-  }
-
-  async #retain(): Promise<void> {
-    const { troubles } = this.#options
-    try {
-      await retainChanges(this.machine, this.#tracked)
-    } catch (error) {
-      troubles.report('regions', asFault(error, 'IO', 'cannot flush the image').message)
-    }
   }
 
   #adopt(open: (handlers: LinkHandlers) => Link): void {

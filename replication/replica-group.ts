@@ -330,7 +330,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   async #endPrimary(primary: PrimarySide): Promise<void> {
     await primary.end(new Fault('SHUTDOWN', 'the primary is shutting down', { where: this.name }))
     try {
-      await primary.retain()
+      await primary.retention.settle()
       await this.#secondary.log.persist(primary.machine.state(true))
     } catch (error) {
       // What is remembered says too much then, as after a crash.
@@ -458,6 +458,8 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     this.#primary = undefined
     this.#secondary.log.follow()
     this.#follow(state, changed)
+    // What kept a primary from its work, or from giving it up, is past: the images and the log have taken everything.
+    for (const what of ['role', 'disk']) this.#troubles.over(what)
     this.#environment.onEvent({
       event: 'REPLICATION_ROLE',
       data: { group: this.name, role: 'secondary', term: state.term },

@@ -4,10 +4,10 @@ import type { GroupEnvironment } from './environment.ts'
 
 export class Troubles {
   readonly #group: string
-  readonly #environment: GroupEnvironment
+  readonly #environment: Pick<GroupEnvironment, 'logger' | 'onEvent'>
   readonly #errors = new Map<string, string>()
 
-  constructor(group: string, environment: GroupEnvironment) {
+  constructor(group: string, environment: Pick<GroupEnvironment, 'logger' | 'onEvent'>) {
     this.#group = group
     this.#environment = environment
   }

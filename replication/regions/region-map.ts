@@ -154,6 +154,11 @@ export class RegionMap {
     await this.#save()
   }
 
+  /** Resolves when the store has all that it was to be given, also what it did not take before. @throws Fault when it takes it not */
+  saved(): Promise<void> {
+    return this.#save()
+  }
+
   /** What is marked, in runs. */
   ranges(): ChangedRange[] {
     const runs: ChangedRange[] = []

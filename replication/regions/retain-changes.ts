@@ -4,8 +4,8 @@ import type { BlockDevice } from '../../core/block-device.ts'
 import type { PrimaryMachine } from '../machine/primary.ts'
 import type { RegionMap } from './region-map.ts'
 
-interface RetainedDisk {
-  readonly below: BlockDevice
+export interface RetainedDisk {
+  readonly below: Pick<BlockDevice, 'flush'>
   readonly regions: RegionMap
   /** It is one of the group's no longer. */
   readonly gone?: true
@@ -13,7 +13,7 @@ interface RetainedDisk {
 
 /** @param disks in the machine's order @throws Fault when an image cannot be flushed, or a map written */
 export async function retainChanges(
-  machine: PrimaryMachine,
+  machine: Pick<PrimaryMachine, 'nextDirty' | 'committed'>,
   disks: readonly RetainedDisk[],
 ): Promise<void> {
   for (const [index, { regions, below, gone }] of disks.entries()) {
