@@ -2,33 +2,16 @@
 
 import type { ExportSummary } from '../control/command.ts'
 import { formatSize } from '../core/units.ts'
-import type { DiskStatus, GroupStatus, Protection } from '../replication/group.ts'
+import type { DiskStatus, GroupStatus } from '../replication/group.ts'
 import { columns } from './command-line.ts'
-
-/** What the state means for the operator, and what can be done about it. */
-const ADVICE: Readonly<Record<Protection, string | undefined>> = {
-  protected: undefined,
-  unprotected:
-    'writes are kept here only: bring the secondary or its link back, and it catches up by itself',
-  connecting: 'the peer has not answered yet: see that it runs, and that its address is right',
-  resyncing: 'the copy is being completed: nothing to do',
-  frozen:
-    'no write is acknowledged: restore the link, promote the other side, or go on alone with set --on-link-loss continue',
-  inconsistent:
-    'this copy is a mixture and cannot be used: let a resync from the other side finish',
-}
-
-function adviceFor({ role, protection, heals }: GroupStatus): string | undefined {
-  if (role === 'active' && protection === 'unprotected') return undefined
-  return heals ? ADVICE[protection] : 'this does not heal by itself: the reason says what to do'
-}
+import { adviceOn } from './status-advice.ts'
 
 export function groupText(status: GroupStatus): string {
   const { group, mode, role, protection, reason, checkpoint, term, durable, peer } = status
   const served = role === 'active' ? 'active (serving alone)' : role
   const kept = durable ? '; survives a crash of the secondary' : '; held in memory by the secondary'
   const number = checkpoint === 0 ? 'none yet' : String(checkpoint)
-  const advice = adviceFor(status)
+  const advice = adviceOn(status)
   const rows: [string, string][] = [
     ['protection', reason === null ? protection : `${protection}: ${reason}`],
     ...(advice === undefined ? [] : [['', advice] as [string, string]]),

@@ -72,6 +72,11 @@ export class EpochKeeper {
     return this.#log.progress
   }
 
+  /** Bytes of disk that the log may take. */
+  get limit(): number {
+    return this.#limit
+  }
+
   get hasRoom(): boolean {
     return this.#log.backlog < MOST_BACKLOG && this.#log.bytes < this.#limit
   }

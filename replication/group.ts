@@ -29,6 +29,8 @@ export interface SideStatus {
   readonly reason: string | null
   /** Whether it can become protected again without an operator. */
   readonly heals: boolean
+  /** Whether a primary has reached its secondary, which does not follow it: `reason` is what that one says. */
+  readonly refused: boolean
   /** Number of the last committed checkpoint, the same on both sides. */
   readonly checkpoint: number
   readonly term: number

@@ -89,7 +89,6 @@ export class PrimarySide {
   readonly #gate: WriteGate
   #rate: number
   #complaint = ''
-  /** Never rejects. */
   /** Who waits for what the other side says of its disks. */
   #awaitingNews: (() => void)[] = []
   /** Copies that wait for the next epoch. */

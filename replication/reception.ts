@@ -10,6 +10,7 @@
  */
 
 import { Fault } from '../core/fault.ts'
+import { formatSize } from '../core/units.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import { SLAB, type PageMemory } from '../ramdisk/page-memory.ts'
 import type { EpochKeeper } from './epoch-keeper.ts'
@@ -59,6 +60,18 @@ export class Reception {
     if (!this.#context.disks.some(({ layers }) => layers.isBusy)) return false
     this.#context.memory.whenReleased(wake)
     return true
+  }
+
+  /** What there is no room in, for people, with the setting that says how much there is. */
+  get lack(): string {
+    const { memory } = this.#context
+    const log = this.#context.log()
+    if (!log.hasRoom) return `its journal, of ${formatSize(log.limit)} (journal=)`
+    const held = formatSize(this.localBytes)
+    const own = `of ${formatSize(memory.limit)} (memory=), of which its own guests hold ${held}`
+    return log.records === undefined
+      ? `its memory, ${own}`
+      : `its memory for the index of its journal, ${own}`
   }
 
   /** Bytes that the guests here may hold in memory, all disks together. */

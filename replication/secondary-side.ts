@@ -94,7 +94,7 @@ export class SecondarySide {
       hasRoom: (bytes) => this.reception.hasRoom(bytes),
       awaitRoom: (wake) => this.reception.awaitRoom(wake),
       handle: (link, frame) => this.#handle(link, frame),
-      overflow: () => this.#step({ type: 'overflow', localBytes: this.reception.localBytes }),
+      overflow: () => this.#step({ type: 'overflow', lack: this.reception.lack }),
       linkOf: (number) => this.#links.get(number),
     })
     this.#acknowledger = new Acknowledger({
@@ -166,7 +166,7 @@ export class SecondarySide {
       timers: this.#environment.timers,
       onFlushed: (checkpoint) => this.#flushed(disk, checkpoint),
       onError: (fault) => {
-        const error = `disk "${name}" cannot take a committed checkpoint yet: ${fault.message}`
+        const error = `disk "${name}" cannot take a committed checkpoint yet, which is kept, and tried again: ${fault.message}`
         this.#giveUp.get(disk)?.(error)
         if (this.#stopping) this.#hooks.givenUp(name)
         this.#troubles.report(`disk ${name}`, error)
@@ -261,6 +261,7 @@ export class SecondarySide {
       reason: machine.reason,
       // Over the blktap2 wire no primary can show that it is the one that was here before.
       heals: this.#settings.wire === 'colotap' || machine.state.generation === null,
+      refused: false,
       checkpoint: machine.committed,
       term: machine.term,
       durable: this.#log.durable,

@@ -170,5 +170,10 @@ class Segment implements SegmentFile {
 }
 
 function journalFault(error: unknown, verb: string, where: string): Fault {
-  return asFault(error, isFull(error) ? 'NO_SPACE' : 'IO', `cannot ${verb} the journal`, { where })
+  const full = isFull(error)
+  const mend = full ? 'free space there' : 'repair the disk'
+  return asFault(error, full ? 'NO_SPACE' : 'IO', `cannot ${verb} the journal`, {
+    where,
+    remedy: `${mend}: no checkpoint is taken until then`,
+  })
 }

@@ -30,6 +30,7 @@ import { PrimaryOutbox } from './primary-outbox.ts'
 import { PrimaryStanding } from './primary-standing.ts'
 import { ProtectionReport } from './protection-report.ts'
 import type { PrimaryEffect, PrimaryInput, PrimarySettings } from './primary-io.ts'
+import { ALONE, DEPOSED, SWITCHED_OFF } from './reasons.ts'
 import type { ReplicaState } from './replica-state.ts'
 import { ResyncTerms } from './resync-terms.ts'
 
@@ -50,8 +51,6 @@ type Link =
 
 /** The largest number that a frame has room for. */
 const MOST_NUMBER = 0xffff
-
-const ALONE = 'active without a secondary'
 
 export class PrimaryMachine {
   readonly #settings: PrimarySettings
@@ -74,6 +73,8 @@ export class PrimaryMachine {
   #used = false
   readonly #linkLoss: LinkLossPolicy
   #heals = true
+  /** Whether it was the secondary that ended the last link, by a refusal. */
+  #refusedLast = false
   /** Why the group is not protected; undefined while it was never anything else than about to connect. */
   #reason: string | undefined
   readonly #checkpoints: PrimaryCheckpoints
@@ -152,8 +153,9 @@ export class PrimaryMachine {
 
   /** What a status shows of the role. */
   get status(): Omit<SideStatus, 'disks'> {
-    const { role, protection, reason, heals, committed, term, durable, peer } = this
-    return { role, protection, reason, heals, checkpoint: committed, term, durable, peer }
+    const { role, protection, reason, heals, committed: checkpoint, term, durable, peer } = this
+    const refused = this.#refusedLast
+    return { role, protection, reason, heals, refused, checkpoint, term, durable, peer }
   }
 
   /** Why the guest may not write, or undefined when it may. */
@@ -446,6 +448,7 @@ export class PrimaryMachine {
     // One that settles is part of this line with its first checkpoint, and until then of its own.
     if (!verdict.settles) this.#self.shared = true
     this.#able = hello
+    this.#refusedLast = false
     this.#durable = hello.durable
     if (this.#self.ack !== 'sent') this.#acknowledgeFrom(this.#self.ack)
     this.#self.term = Math.max(this.#self.term, hello.term)
@@ -508,6 +511,7 @@ export class PrimaryMachine {
     if (code === 'overflow' && this.#link.kind === 'resyncing') this.#resync.split()
     if (code === 'deposed' || (code === 'split' && term > this.#self.term)) this.#depose(reason)
     this.#closeLink(`refused: ${reason}`)
+    this.#refusedLast = true
   }
 
   #added(disk: DiskIdentity): void {
@@ -584,6 +588,7 @@ export class PrimaryMachine {
       this.#stepsDown = reason
     }
     if (this.#deposed) return
+    this.#heals = !this.#used
     this.#deposed = true
     const error = `deposed: ${reason}; this copy acknowledges no more writes`
     this.#out.event({ event: 'REPLICATION_ERROR', data: { group: this.#settings.group, error } })
@@ -604,7 +609,8 @@ export class PrimaryMachine {
     if (this.#used)
       answer('unready', 'the other side is still a primary: stop its guest, then demote it')
     else answer('unready', 'the other side is becoming a secondary')
-    if (this.#link.kind !== 'down') this.#closeLink('this side was deposed')
+    if (this.#used) this.#reason = DEPOSED
+    if (this.#link.kind !== 'down') this.#closeLink(DEPOSED)
   }
 
   #resynced(session: number, nowMs: number): void {
@@ -700,10 +706,11 @@ export class PrimaryMachine {
 
   #setReplicating(on: boolean): void {
     this.#replicating = on
-    if (!on) {
-      this.#reason = 'replication was switched off'
-      if (this.#link.kind !== 'down') this.#closeLink(this.#reason)
-    }
+    this.#heals = on
+    if (on) return
+    this.#reason = SWITCHED_OFF
+    this.#refusedLast = false
+    if (this.#link.kind !== 'down') this.#closeLink(SWITCHED_OFF)
   }
 
   /** Asks the shell to end the connection, and treats it as ended from now on. */
@@ -720,6 +727,7 @@ export class PrimaryMachine {
     this.#link = { kind: 'down' }
     this.#carried.down()
     this.#reason = reason
+    this.#refusedLast = false
     const peer = this.#peer
     this.#peer = null
     if (wasUp && this.#settings.fences && !this.#deposed)

@@ -76,7 +76,8 @@ export type SecondaryInput =
       readonly spilledBytes: number
     } & CongestionSign)
   /** There is no room for more of the epoch, and none to be awaited. `localBytes`: what the guests here hold of it. */
-  | { readonly type: 'overflow'; readonly localBytes: number }
+  /** There is no room for an epoch, and none to be awaited. `lack`: in what, for people. */
+  | { readonly type: 'overflow'; readonly lack: string }
   | { readonly type: 'link-down'; readonly link: number; readonly reason: string }
   | { readonly type: 'tick'; readonly nowMs: number }
   | {

@@ -32,6 +32,7 @@ import { Liveness } from './liveness.ts'
 import { LinkNews } from './link-news.ts'
 import { Pressure } from './pressure.ts'
 import { ProtectionReport } from './protection-report.ts'
+import { ALONE, STUCK, SWITCHED_OFF_THERE } from './reasons.ts'
 import type { Lineage, ReplicaState } from './replica-state.ts'
 import type { SecondaryEffect, SecondaryInput, SecondarySettings } from './secondary-io.ts'
 import { SecondaryOutbox } from './secondary-outbox.ts'
@@ -61,12 +62,8 @@ interface Commit {
   readonly sizes: ReadonlyMap<string, number>
 }
 
-const ALONE = 'active without a secondary'
-
 /** Data may wait without any progress for so many times the silence that a dead peer is known by. */
 const STUCK_TIMEOUTS = 4
-const STUCK =
-  'the memory of the secondary is full, and neither its images nor its journal take anything'
 
 export class SecondaryMachine {
   readonly #settings: SecondarySettings
@@ -225,7 +222,7 @@ export class SecondaryMachine {
       case 'overflow':
         return this.#refuseCurrent(
           'overflow',
-          `the epoch, of ${this.#epochBytes} bytes so far, outgrew what the secondary can hold: ${this.#settings.capacity} bytes of memory, of which its own guests hold ${input.localBytes}; checkpoint more often, or give it a larger memory= and journal=`,
+          `the epoch, of ${this.#epochBytes} bytes so far, outgrew what the secondary can hold: there is no room left in ${input.lack}; checkpoint more often, or give the secondary more of that`,
         )
       case 'link-down':
         if (this.#link?.number === input.link) this.#linkDown(input.reason)
@@ -323,8 +320,7 @@ export class SecondaryMachine {
     if (verdict.kind === 'refuse') return verdict
     this.#joins = !verdict.settles
     this.#everything = verdict.resync === 'everything'
-    if (!this.#replicating)
-      return { code: 'configuration', reason: 'replication is switched off on the secondary' }
+    if (!this.#replicating) return { code: 'configuration', reason: SWITCHED_OFF_THERE }
     if (this.#congestion.stuck) return { code: 'unready', reason: STUCK }
     if (this.#logError !== undefined) {
       this.#out.add({ type: 'restart-log' })
@@ -631,9 +627,8 @@ export class SecondaryMachine {
   #setReplicating(on: boolean): void {
     this.#replicating = on
     if (on || this.#role === 'active') return
-    const reason = 'replication was switched off on the secondary'
-    if (this.#link !== undefined) this.#refuseCurrent('configuration', reason)
-    this.#reason = reason
+    if (this.#link !== undefined) this.#refuseCurrent('configuration', SWITCHED_OFF_THERE)
+    this.#reason = SWITCHED_OFF_THERE
   }
 
   #refuse(link: number, code: RefusalCode, reason: string): void {

@@ -33,6 +33,7 @@ export class FakeGroup implements ReplicationGroup {
       peer: '127.0.0.1:9000',
       disks: [{ name: 'disk0', size: 1 << 30, dirtyBytes: 4096, standing: 'whole' }],
       heals: true,
+      refused: false,
       checkpoints: null,
       resync: null,
       verify: null,

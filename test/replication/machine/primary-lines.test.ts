@@ -25,6 +25,9 @@ import {
   resynced,
 } from './primary-stories.ts'
 
+const LEFT_BEHIND =
+  'this side was deposed: the other one leads; stop the guest here, then demote this side'
+
 const fork = (generation: string): PrimaryInput => ({ type: 'fork', generation })
 const configure = (
   fields: Partial<Extract<PrimaryInput, { type: 'configure' }>>,
@@ -207,9 +210,9 @@ void t.test('a primary that a guest wrote to ends its link, and waits for an ope
       [
         DEPOSED,
         'answer unready in term 1: the other side is still a primary: stop its guest, then demote it',
-        'close: this side was deposed',
-        'LINK down: this side was deposed',
-        'PROTECTION unprotected: this side was deposed',
+        `close: ${LEFT_BEHIND}`,
+        `LINK down: ${LEFT_BEHIND}`,
+        `PROTECTION unprotected: ${LEFT_BEHIND}`,
       ],
     ],
     [

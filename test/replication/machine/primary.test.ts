@@ -206,9 +206,9 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [
         { type: 'set-replicating', on: false },
         [
-          'close: replication was switched off',
-          'LINK down: replication was switched off',
-          'PROTECTION unprotected: replication was switched off',
+          'close: replication was switched off here: connect switches it on again',
+          'LINK down: replication was switched off here: connect switches it on again',
+          'PROTECTION unprotected: replication was switched off here: connect switches it on again',
         ],
       ],
       [{ type: 'set-replicating', on: true }, []],

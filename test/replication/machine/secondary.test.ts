@@ -21,8 +21,10 @@ import {
   type Step,
 } from './secondary-stories.ts'
 
+const SWITCHED_OFF =
+  'replication was switched off on the secondary: connect, there, switches it on again'
 const STUCK =
-  'the memory of the secondary is full, and neither its images nor its journal take anything'
+  'the memory of the secondary is full, and neither its images nor its journal take anything: mend its disks, which the errors in its status name; it follows again when one of them takes something'
 
 const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
   [
@@ -283,7 +285,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     [
       ...CONNECTED,
       [
-        { type: 'overflow', localBytes: 0 },
+        { type: 'overflow', lack: 'its memory, of 1000 bytes' },
         ((reason) => [
           `1: send refuse overflow in term 1: ${reason}`,
           `1: close: ${reason}`,
@@ -291,10 +293,10 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
           `LINK down: ${reason}`,
           `PROTECTION unprotected: ${reason}`,
         ])(
-          'the epoch, of 0 bytes so far, outgrew what the secondary can hold: 1000 bytes of memory, of which its own guests hold 0; checkpoint more often, or give it a larger memory= and journal=',
+          'the epoch, of 0 bytes so far, outgrew what the secondary can hold: there is no room left in its memory, of 1000 bytes; checkpoint more often, or give the secondary more of that',
         ),
       ],
-      [{ type: 'overflow', localBytes: 0 }, []],
+      [{ type: 'overflow', lack: 'its memory, of 1000 bytes' }, []],
     ],
   ],
   [
@@ -309,14 +311,11 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
           'discard',
           `LINK down: ${reason}`,
           `PROTECTION unprotected: ${reason}`,
-        ])('replication was switched off on the secondary'),
+        ])(SWITCHED_OFF),
       ],
       [
         hello(2),
-        [
-          '2: send refuse configuration in term 1: replication is switched off on the secondary',
-          '2: close: replication is switched off on the secondary',
-        ],
+        [`2: send refuse configuration in term 1: ${SWITCHED_OFF}`, `2: close: ${SWITCHED_OFF}`],
       ],
       [{ type: 'set-replicating', on: true }, []],
       [hello(3), greeting(3)],

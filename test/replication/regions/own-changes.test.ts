@@ -5,7 +5,6 @@ import t from 'tap'
 import { Fault } from '../../../core/fault.ts'
 import { SILENT } from '../../../core/logger.ts'
 import { KiB, MiB } from '../../../core/units.ts'
-import { NODE_TIMERS } from '../../../replication/node-timers.ts'
 import { OwnChanges } from '../../../replication/regions/own-changes.ts'
 import { RegionMap } from '../../../replication/regions/region-map.ts'
 import { memoryRegions } from '../../../replication/regions/region-store.ts'
@@ -16,15 +15,7 @@ const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resol
 void t.test('a map that cannot be written is told until every one can', async (t) => {
   const troubles = new Troubles('vm', {
     logger: SILENT,
-    newId: () => 'id',
-    timers: NODE_TIMERS,
-    nowMs: () => 0,
     onEvent: () => undefined,
-    hasSegments: () => Promise.resolve(false),
-    fence: () => Promise.resolve({ fenced: false, detail: '' }),
-    openSegments: () => Promise.reject(new Error('there is no journal')),
-    openRegions: () => Promise.reject(new Error('there are no maps')),
-    removeRegions: () => Promise.resolve(),
   })
   const store = memoryRegions(MiB, 64 * KiB)
   const dead = { ...store }
