@@ -197,10 +197,14 @@ async function aloneThenHealed(stage: Stage): Promise<void> {
 
 /** All is well from now on: the pair has to be protected again without anybody's help. */
 async function healed({ pair, tally }: Stage): Promise<void> {
+  const { protection } = await pair.primary.control.status()
   const startedMs = performance.now()
   pair.link.heal()
   await pair.protection()
-  tally.healing.add((performance.now() - startedMs) * 1000)
+  const healingUs = (performance.now() - startedMs) * 1000
+  if (protection === 'protected') return
+  const { recovery } = await pair.primary.control.status()
+  tally.countHealing(healingUs, recovery?.movedBytes ?? 0)
 }
 
 async function killSecondary(stage: Stage): Promise<void> {

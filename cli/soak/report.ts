@@ -35,6 +35,7 @@ export function reportText({ seed, tally, elapsedMs, finished }: Outcome): strin
     ...(tally.healing.count === 0
       ? []
       : [['protected again', `after ${spread(tally.healing)}`] as [string, string]]),
+    ...healingRows(tally),
     ...(tally.takeover.count === 0
       ? []
       : [['took over', `within ${spread(tally.takeover)}`] as [string, string]]),
@@ -65,9 +66,27 @@ export function reportJson({ seed, tally, elapsedMs, finished }: Outcome): strin
     pauseUs: times(tally.pause),
     commitUs: times(tally.commit),
     protectedAgainUs: times(tally.healing),
+    protectedAgainBySize: classes(tally).map(([mostBytes, histogram]) => ({
+      ...{ mostBytes, count: histogram.count, ...times(histogram) },
+    })),
+    resentBytes: tally.resentBytes,
     tookOverUs: times(tally.takeover),
     violations: tally.violations,
   })
+}
+
+/** Protection comes back the sooner, the less has to be sent for it. */
+function healingRows(tally: Tally): [string, string][] {
+  const rows = classes(tally).map(([most, times]): [string, string] => [
+    '',
+    `${times.count} times with up to ${formatSize(most)} to send: ${spread(times)}`,
+  ])
+  const resent: [string, string] = ['', `${formatSize(tally.resentBytes)} of data sent again`]
+  return rows.length === 0 ? [] : [...rows, resent]
+}
+
+function classes({ healingBySize }: Tally): [number, Histogram][] {
+  return [...healingBySize].sort(([a], [b]) => a - b)
 }
 
 function spread(times: Histogram): string {

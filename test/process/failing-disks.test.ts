@@ -8,10 +8,12 @@ import path from 'node:path'
 import t from 'tap'
 import { protectionOf, stateOf } from '../support/replica-pair.ts'
 import {
+  alarmStays,
   attach,
   BLOCK,
   endsEqual,
   GROUPS,
+  lossReported,
   othersServe,
   reported,
   SIZE,
@@ -23,7 +25,11 @@ import {
 const MiB = 1 << 20
 
 void t.test('a full disk under the journal: no checkpoint, an event, and it heals', async (t) => {
-  const pair = await ward(t, { smallState: { side: 'secondary', mebibytes: 24 } })
+  const pair = await ward(t, {
+    smallState: { side: 'secondary', mebibytes: 24 },
+    // The other group has nothing on that disk.
+    others: ['durability=memory'],
+  })
   const { primary, secondary, guests } = pair
   const filler = path.join(secondary.state, 'filler')
   await t.rejects(writeFile(filler, Buffer.alloc(24 * MiB)), { code: 'ENOSPC' })
@@ -31,11 +37,14 @@ void t.test('a full disk under the journal: no checkpoint, an event, and it heal
   await reported(secondary.qmp, 'REPLICATION_ERROR', 'sick')
   await untilState(primary.qmp, ({ protection }) => protection !== 'protected')
   await t.rejects(primary.qmp.execute('replication-checkpoint', { group: 'sick' }))
-  t.match((await stateOf(secondary.qmp, 'sick')).error, /ENOSPC|no space/i)
+  const full = /cannot .* the journal: .*(ENOSPC|no space).*free space there/i
+  t.match((await stateOf(secondary.qmp, 'sick')).error, full)
+  for (const { qmp } of [primary, secondary]) await lossReported(qmp)
+  await othersServe(t, pair)
   await write(guests.sick, 2, 8 * MiB, MiB)
   await rm(filler)
   await protectionOf(primary.qmp, 'sick', 'protected')
-  await othersServe(t, pair)
+  for (const { qmp } of [primary, secondary]) await alarmStays(t, qmp, full)
   await endsEqual(t, pair)
 })
 
@@ -97,6 +106,10 @@ void t.test('a dead image of the secondary costs protection, not the guest', asy
   t.equal(protection, 'unprotected')
   t.match(reason, /image/)
   t.match((await stateOf(secondary.qmp, 'sick')).error, /EIO/)
+  await reported(secondary.qmp, 'REPLICATION_ERROR', 'sick')
+  await lossReported(primary.qmp)
+  await alarmStays(t, primary.qmp, /protection was lost/)
+  await alarmStays(t, secondary.qmp, /cannot take a committed checkpoint.*EIO/)
   await othersServe(t, pair)
   for (const group of GROUPS) await guests[group].disconnect()
   for (const { server } of [primary, secondary]) t.equal((await server.stop()).code, 0)
@@ -140,9 +153,13 @@ void t.test('a peer that hangs stalls no other group, and its own for the timeou
   await write(guests.sick, 2, 0, SIZE)
   await untilState(primary.qmp, ({ protection }) => protection !== 'protected')
   t.match((await stateOf(primary.qmp, 'sick')).reason, /silent/)
+  await lossReported(primary.qmp)
+  // Its secondary hangs with the other one: it has to be served none the less.
+  await write(guests.well, 1, 0, SIZE)
   secondary.server.child.signal('SIGCONT')
   await protectionOf(primary.qmp, 'sick', 'protected')
   await protectionOf(primary.qmp, 'well', 'protected')
+  await alarmStays(t, primary.qmp, /protection was lost: the peer was silent/)
   await othersServe(t, pair)
   await endsEqual(t, pair)
 })

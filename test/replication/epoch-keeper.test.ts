@@ -50,10 +50,7 @@ function open(): {
   const environment = { logger: SILENT, onEvent: () => undefined }
   const keeper = new EpochKeeper(log, MiB, {
     layers: () => layers,
-    troubles: new Troubles(
-      'vm',
-      environment as unknown as ConstructorParameters<typeof Troubles>[1],
-    ),
+    troubles: new Troubles('vm', environment),
     timers: NODE_TIMERS,
     nowMs: () => 0,
     step: (input) => told.push(input),

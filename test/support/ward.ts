@@ -37,6 +37,8 @@ export interface Ward {
 export interface Illness {
   /** Settings of the group `sick`, on both sides. */
   readonly settings?: readonly string[]
+  /** Settings of the group `well`. */
+  readonly others?: readonly string[]
   /** A layer over the image of `sick`, by side. */
   readonly layers?: Partial<Record<Side, string>>
   /** The side that keeps its state in a file system of so many MiB. */
@@ -65,7 +67,7 @@ async function admit(
   const image = (group: string): string => path.join(directory, `${group}.img`)
   for (const group of GROUPS) {
     if (!existsSync(image(group))) await createEmptyImage(image(group), SIZE)
-    const settings = group === 'sick' ? (illness.settings ?? []) : []
+    const settings = (group === 'sick' ? illness.settings : illness.others) ?? []
     const own = [`role=${side}`, `group=${group}`, 'heartbeat=50', 'timeout=1000', ...settings]
     const layer = group === 'sick' ? illness.layers?.[side] : undefined
     const below = [...(layer === undefined ? [] : [layer]), `aio:${image(group)}`]
@@ -113,6 +115,15 @@ export async function othersServe(t: Test, { primary, guests }: Ward): Promise<v
   t.equal((await stateOf(primary.qmp, 'well')).protection, 'protected', 'the other group is well')
 }
 
+/** Who comes later still sees what happened, also where it has healed. */
+export async function alarmStays(t: Test, qmp: QmpClient, what: RegExp): Promise<void> {
+  const { alarms } = await stateOf(qmp, 'sick')
+  t.ok(
+    alarms.some(({ text }) => what.test(text)),
+    `an alarm of ${what} stays: ${alarms.map(({ text }) => text).join(' | ')}`,
+  )
+}
+
 export async function reported(qmp: QmpClient, event: string, group: string): Promise<void> {
   await until(qmp, () =>
     Promise.resolve(
@@ -121,6 +132,17 @@ export async function reported(qmp: QmpClient, event: string, group: string): Pr
       ),
     ),
   )
+}
+
+/** An event has told that `sick` was protected and is not any more. */
+export async function lossReported(qmp: QmpClient): Promise<void> {
+  await until(qmp, () => {
+    const told = qmp.events.flatMap(({ event, data }) => {
+      const { group, protection } = data as { group: string; protection?: string }
+      return event === 'REPLICATION_PROTECTION' && group === 'sick' ? [protection] : []
+    })
+    return Promise.resolve(told.slice(told.indexOf('protected')).includes('unprotected'))
+  })
 }
 
 export async function untilState(
