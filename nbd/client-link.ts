@@ -12,7 +12,7 @@ import { secureDialled } from '../net/secure-socket.ts'
 import { formatListenAddress, type ListenAddress } from './address.ts'
 import { ClientHandshake, type ClientGoal, type ClientOutcome } from './client-handshake.ts'
 import type { ReplyDecoder } from './reply-decoder.ts'
-import { SCRATCH, SMALL_SCRATCH, readInto, type Receiver } from './transport.ts'
+import { SCRATCH, SMALL_SCRATCH, readInto, type Receiver } from '../net/transport.ts'
 
 /** How a client proves itself, and whom it expects. */
 export interface ClientSecurity {

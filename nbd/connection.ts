@@ -29,7 +29,7 @@ import {
   adoptSocket,
   type Receiver,
   type TransportMode,
-} from './transport.ts'
+} from '../net/transport.ts'
 import type { Wakefulness } from './wakefulness.ts'
 
 export interface ConnectionOptions {

@@ -24,7 +24,7 @@ import { openListener, type Listener } from './listener.ts'
 import { MemoryShare } from './memory-share.ts'
 import { NEGOTIATION_LIMITS, type NegotiationLimits } from './negotiation.ts'
 import type { Window } from './transmission.ts'
-import type { TransportMode } from './transport.ts'
+import type { TransportMode } from '../net/transport.ts'
 import { Wakefulness } from './wakefulness.ts'
 
 export interface ServerLimits {

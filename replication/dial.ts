@@ -38,11 +38,13 @@ export function dialTo(target: Target): Dial {
 function tcpDial({ host, port }: Target): Dial {
   return (connected, failed) => {
     const socket = connect({ host, port })
+    // The link is the first to read.
+    socket.pause()
     const fail = (error: Error): void => failed(error.message)
     socket.once('error', fail)
     socket.once('connect', () => {
       socket.off('error', fail)
-      connected((handlers) => new SocketLink(socket, handlers))
+      connected((handlers) => new SocketLink(socket, handlers, 'in-place'))
     })
     return () => socket.destroy()
   }
@@ -63,7 +65,7 @@ function tlsDial(target: Target, security: LinkSecurity): Dial {
           secured: (secure, identity) => {
             if (!attempt.end()) return
             logger.info({ peer: `${host}:${port}`, identity }, 'the secondary has proved itself')
-            connected((handlers) => new SocketLink(secure, handlers))
+            connected((handlers) => new SocketLink(secure, handlers, 'copying'))
           },
           failed: (reason) => attempt.fail(`TLS: ${reason}`),
         })

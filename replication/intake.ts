@@ -9,7 +9,7 @@
 
 import { Fault } from '../core/fault.ts'
 import type { Link } from './environment.ts'
-import type { Frame } from './machine/frame.ts'
+import { MAX_PAYLOAD, type Frame } from './machine/frame.ts'
 
 /** What the intake asks of its group. */
 export interface IntakeContext {
@@ -27,6 +27,8 @@ export class Intake {
   readonly #context: IntakeContext
   /** Frames that wait for room, with payloads of their own, since the link reuses its own. */
   #held: { readonly link: number; readonly frames: Frame[] } | undefined
+  /** The payload of the first: there is mostly no other, and a link that is faster than what is behind it is held all the time. */
+  #first: Buffer | undefined
 
   constructor(context: IntakeContext) {
     this.#context = context
@@ -69,8 +71,18 @@ export class Intake {
 
   #hold(link: number, frame: Frame): void {
     if (!this.#context.awaitRoom(() => this.retry())) return this.#context.overflow()
-    this.#held = { link, frames: [kept(frame)] }
+    this.#held = { link, frames: [this.#keptFirst(frame)] }
     this.#context.linkOf(link)?.pause()
+  }
+
+  #keptFirst(frame: Frame): Frame {
+    const { payload } = frame
+    // It may be held once more.
+    if (payload.buffer === this.#first?.buffer) return frame
+    if (this.#first === undefined || this.#first.length < payload.length)
+      this.#first = Buffer.allocUnsafeSlow(Math.max(payload.length, MAX_PAYLOAD))
+    payload.copy(this.#first)
+    return { ...frame, payload: this.#first.subarray(0, payload.length) }
   }
 }
 

@@ -12,6 +12,7 @@ import type { Socket } from 'node:net'
 
 import { Fault } from '../core/fault.ts'
 import { KiB, MiB } from '../core/units.ts'
+import { adoptSocket, SCRATCH, type Receiver, type TransportMode } from '../net/transport.ts'
 import type { Link, LinkHandlers } from './environment.ts'
 import { encodeHeader, HEADER_SIZE, type Frame } from './machine/frame.ts'
 import { FrameReader } from './machine/frame-reader.ts'
@@ -19,6 +20,8 @@ import { FrameReader } from './machine/frame-reader.ts'
 /** Payloads up to this are copied next to their header: one large write beats two small ones. */
 const COPY_LIMIT = 16 * KiB
 const BATCH = 512 * KiB
+/** Bytes read before everybody else on the event loop has had a turn: the journal's writes end there, and the heartbeats. */
+const MOST_PER_TURN = 1 * MiB
 
 /** What goes to the socket in one writev. */
 interface Batch {
@@ -30,23 +33,33 @@ interface Batch {
   handed: (() => void)[]
 }
 
-export class SocketLink implements Link {
+export class SocketLink implements Link, Receiver {
   readonly peer: string
   readonly #socket: Socket
   readonly #handlers: LinkHandlers
   readonly #reader = new FrameReader()
+  /** What is read into in place. */
+  #room: Buffer | undefined
   #batch: Batch | undefined
   #spare: Buffer[] = []
   #underWay = new Set<Batch>()
   #closed = false
+  #paused = false
+  #sinceTurn = 0
+  /** @returns whether the next frame may come */
+  readonly #handle = (frame: Frame): boolean => {
+    this.#handlers.frame(frame)
+    return !this.#closed && !this.#paused
+  }
 
-  constructor(socket: Socket, handlers: LinkHandlers) {
-    this.#socket = socket
+  /** @param given the link's alone from now on; for reading in place it is paused, and was never read from */
+  constructor(given: Socket, handlers: LinkHandlers, mode: TransportMode) {
     this.#handlers = handlers
+    const socket = adoptSocket(given, this, mode)
+    this.#socket = socket
     this.peer = `${socket.remoteAddress ?? 'unknown'}:${socket.remotePort ?? 0}`
     socket.setNoDelay(true)
     socket.setKeepAlive(true, 10_000)
-    socket.on('data', (chunk: Buffer) => this.#receive(chunk))
     socket.on('error', (error) => this.close(error.message))
     socket.on('end', () => this.close('the peer closed the connection'))
     socket.on('close', () => this.close('the connection was closed'))
@@ -66,12 +79,20 @@ export class SocketLink implements Link {
     this.#append(frame).handed.push(handed)
   }
 
+  /** Frames that are here already stay in the reader, too. */
   pause(): void {
+    this.#paused = true
     this.#socket.pause()
   }
 
   resume(): void {
-    this.#socket.resume()
+    if (!this.#paused) return
+    this.#paused = false
+    // What the caller held comes before what the reader holds.
+    process.nextTick(() => {
+      if (!this.#paused) this.#take((take) => this.#reader.goOn(take))
+      if (!this.#paused) this.#socket.resume()
+    })
   }
 
   /** Ends the connection after what was sent so far. Frames that still arrive are dropped. Idempotent. */
@@ -90,13 +111,36 @@ export class SocketLink implements Link {
     this.#socket.destroy()
   }
 
-  #receive(chunk: Buffer): void {
+  /** As the receiver of its socket's bytes. */
+  target(): Buffer {
+    // What still arrives after a close is of no use.
+    this.#room = this.#closed ? SCRATCH : this.#reader.room()
+    return this.#room
+  }
+
+  received(bytes: Buffer, count: number): void {
+    this.#take((take) => {
+      if (bytes === this.#room) this.#reader.filled(count, take)
+      else this.#reader.push(bytes, take)
+    })
+    this.#sinceTurn += count
+    if (this.#sinceTurn >= MOST_PER_TURN) this.#giveTurn()
+  }
+
+  /** Otherwise the event loop reads on for as long as the sender is faster than this side. */
+  #giveTurn(): void {
+    this.#sinceTurn = 0
+    if (this.#closed || this.#paused) return
+    this.#socket.pause()
+    setImmediate(() => {
+      if (!this.#paused) this.#socket.resume()
+    })
+  }
+
+  #take(read: (take: (frame: Frame) => boolean) => void): void {
     if (this.#closed) return
     try {
-      this.#reader.push(chunk, (frame) => {
-        this.#handlers.frame(frame)
-        return !this.#closed
-      })
+      read(this.#handle)
     } catch (error) {
       if (!(error instanceof Fault)) throw error
       this.close(error.message)

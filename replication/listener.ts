@@ -14,6 +14,7 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { Fault } from '../core/fault.ts'
 import type { Logger } from '../core/logger.ts'
 import { listenOnPort } from '../net/tcp-port.ts'
+import type { TransportMode } from '../net/transport.ts'
 import { secureAccepted } from '../net/secure-socket.ts'
 import type { LinkSecurity } from './dial.ts'
 import type { Link, LinkHandlers } from './environment.ts'
@@ -112,7 +113,7 @@ export class ReplicationListener {
     this.#strangers.add(stranger)
     socket.on('error', () => undefined) // 'close' follows, and is heard by whoever has the socket then
     if (!this.#open) this.#drop(stranger, 'the groups are not started yet')
-    else if (this.#security === undefined) this.#hear(stranger, socket)
+    else if (this.#security === undefined) this.#hear(stranger, socket, 'in-place')
     else void this.#secure(stranger, this.#security)
   }
 
@@ -130,7 +131,7 @@ export class ReplicationListener {
           }
           this.#logger.info({ peer: stranger.peer, identity }, 'a primary has proved itself')
           stranger.identity = identity
-          this.#hear(stranger, socket)
+          this.#hear(stranger, socket, 'copying')
         },
         failed: (why, socket) => {
           const reason = `TLS: ${why}`
@@ -144,7 +145,7 @@ export class ReplicationListener {
 
   /** The client takes the connection for made by now, and would not know why it ends. */
   #turnAway(stranger: Stranger, socket: Socket, reason: string): void {
-    const link = this.#link(socket, {
+    const link = this.#link(socket, 'copying', {
       frame: () => undefined,
       closed: () => this.#refused(stranger, reason),
     })
@@ -152,9 +153,9 @@ export class ReplicationListener {
     link.close(reason)
   }
 
-  #hear(stranger: Stranger, socket: Socket): void {
+  #hear(stranger: Stranger, socket: Socket, mode: TransportMode): void {
     let owner: LinkHandlers | undefined
-    const link = this.#link(socket, {
+    const link = this.#link(socket, mode, {
       frame: (arrived) => {
         if (owner === undefined) owner = this.#greet(stranger, link, arrived)
         else owner.frame(arrived)
@@ -168,14 +169,18 @@ export class ReplicationListener {
     socket.resume()
   }
 
-  #link(socket: Socket, handlers: LinkHandlers): SocketLink {
-    const link: SocketLink = new SocketLink(socket, {
-      frame: (arrived) => handlers.frame(arrived),
-      closed: (reason) => {
-        this.#links.delete(link)
-        handlers.closed(reason)
+  #link(socket: Socket, mode: TransportMode, handlers: LinkHandlers): SocketLink {
+    const link: SocketLink = new SocketLink(
+      socket,
+      {
+        frame: (arrived) => handlers.frame(arrived),
+        closed: (reason) => {
+          this.#links.delete(link)
+          handlers.closed(reason)
+        },
       },
-    })
+      mode,
+    )
     this.#links.add(link)
     return link
   }

@@ -29,14 +29,18 @@ import { placeOf, SpilledRecords } from './spilled-records.ts'
 /** Bytes after which a new segment is begun, and the share of the limit that one segment is at most. */
 const SEGMENT = 64 * MiB
 const SEGMENTS = 4
-/** Bytes of one buffer of records; the longest record fits. */
-const CHUNK = 512 * KiB
+/** Bytes of one buffer of records: four of the longest. */
+const CHUNK = 4 * (HEADER_SIZE + MAX_PAYLOAD)
+/** Buffers kept for later: as many as the backlog fills, so that none is made anew, and touched for the first time, under load. */
 const SPARE_CHUNKS = 32
 /** Bytes written and not yet durable, beyond which they are made so: what is left for a commit costs hardly more than nothing. */
 const MOST_UNSYNCED = 256 * KiB
-/** Bytes accepted and not written, beyond which the caller should take no more, and at which it may go on. */
-export const MOST_BACKLOG = 16 * MiB
-const SMALL_BACKLOG = 4 * MiB
+/**
+ * Bytes accepted and not durable, beyond which the caller should take no more, and at which it may go on. A commit waits for
+ * what is there: so much is on stable storage in a millisecond or two, and more would not make it any faster.
+ */
+export const MOST_BACKLOG = 2 * MiB
+const SMALL_BACKLOG = MOST_BACKLOG / 2
 
 export interface JournalOptions {
   readonly store: SegmentStore
@@ -124,7 +128,7 @@ export class Journal implements EpochLog {
   }
 
   get backlog(): number {
-    return this.#queued - this.#written
+    return this.#queued - this.#synced
   }
 
   get progress(): number {
@@ -443,7 +447,6 @@ export class Journal implements EpochLog {
     this.#written = end
     for (const work of taken)
       if (work.kind === 'bytes' && this.#spare.length < SPARE_CHUNKS) this.#spare.push(work.chunk)
-    this.#wakeDrained()
   }
 
   /** Makes what is written so far durable, while more may be written. */
@@ -483,6 +486,7 @@ export class Journal implements EpochLog {
     this.#synced = position
     while (this.#waiters[0] !== undefined && this.#waiters[0].position <= position)
       this.#waiters.shift()?.resolve()
+    this.#wakeDrained()
   }
 
   async #fail(fault: Fault): Promise<void> {

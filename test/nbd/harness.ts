@@ -21,7 +21,7 @@ import type { ExportTable, Hold } from '../../nbd/export.ts'
 import type { TlsSettings } from '../../nbd/listener-security.ts'
 import { NBD_OPT_GO, NBD_REP_ACK, NBD_REP_INFO, REQUEST_HEADER_SIZE } from '../../nbd/protocol.ts'
 import { NbdServer, type ServerLimits } from '../../nbd/server.ts'
-import type { TransportMode } from '../../nbd/transport.ts'
+import type { TransportMode } from '../../net/transport.ts'
 import { MemoryDevice } from './memory-device.ts'
 
 export interface Stage {

@@ -9,7 +9,7 @@ import { KiB, MiB } from '../../core/units.ts'
 import type { NbdClient } from '../../nbd/client.ts'
 import { goPayload, optionRequest } from '../../nbd/client-handshake.ts'
 import { NBD_CMD_DISC, NBD_CMD_READ, NBD_CMD_WRITE, NBD_OPT_GO } from '../../nbd/protocol.ts'
-import type { TransportMode } from '../../nbd/transport.ts'
+import type { TransportMode } from '../../net/transport.ts'
 import { CLIENT_FLAGS, request, stage, until } from './harness.ts'
 
 const TRANSPORTS: TransportMode[] = ['in-place', 'copying']

@@ -10,7 +10,7 @@ import t, { type Test } from 'tap'
 import { KiB, MiB } from '../../core/units.ts'
 import { goPayload, optionRequest } from '../../nbd/client-handshake.ts'
 import type { TlsSettings } from '../../nbd/listener-security.ts'
-import type { TransportMode } from '../../nbd/transport.ts'
+import type { TransportMode } from '../../net/transport.ts'
 import { Authority, writePskFile } from '../support/certificates.ts'
 import {
   CLIENT_FLAGS,

@@ -15,7 +15,7 @@ import {
   NBD_CMD_WRITE_ZEROES,
 } from '../../nbd/protocol.ts'
 import { NbdServer } from '../../nbd/server.ts'
-import type { TransportMode } from '../../nbd/transport.ts'
+import type { TransportMode } from '../../net/transport.ts'
 import { request, stage, tableOf } from './harness.ts'
 import { ALL_CAPABILITIES, MemoryDevice, type AnswerMode } from './memory-device.ts'
 

@@ -1,10 +1,12 @@
+import { setImmediate as turn } from 'node:timers/promises'
+
 import fc from 'fast-check'
 import t from 'tap'
 
 import { Fault } from '../../../core/fault.ts'
 import { SILENT } from '../../../core/logger.ts'
 import { KiB } from '../../../core/units.ts'
-import { Journal } from '../../../replication/journal/journal.ts'
+import { Journal, MOST_BACKLOG } from '../../../replication/journal/journal.ts'
 import { replay, scan, type Recovered } from '../../../replication/journal/recovery.ts'
 import { encodeFrame, frame } from '../../../replication/machine/frame.ts'
 import { FRESH, type ReplicaState } from '../../../replication/machine/replica-state.ts'
@@ -94,7 +96,26 @@ void t.test('several commits under way at a time end in order', async (t) => {
   await Promise.all(commits)
   t.same(order, [1, 2, 3])
   t.same(await contentOf(store), { 1: [1], 2: [2], 3: [3] })
+  await journal.sync()
   t.equal(journal.backlog, 0)
+})
+
+void t.test('what is written and not durable is backlog: a commit would wait for it', async (t) => {
+  const { journal, store } = await open()
+  await journal.sync()
+  let flushed = (): void => undefined
+  store.gate = new Promise((resolve) => (flushed = resolve))
+  while (journal.backlog < MOST_BACKLOG) journal.append(write(1, 256 * KiB))
+  await turn()
+  t.ok((store.files.get(1)?.length ?? 0) >= MOST_BACKLOG, 'all is written')
+  t.ok(journal.backlog >= MOST_BACKLOG)
+  let drained = false
+  journal.whenDrained(() => (drained = true))
+  await turn()
+  t.notOk(drained)
+  flushed()
+  await journal.sync()
+  t.ok(drained)
 })
 
 void t.test('a commit resolves when its record is flushed, not before', async (t) => {

@@ -24,6 +24,22 @@ function read(chunks: readonly Buffer[]): Frame[] {
   return frames
 }
 
+/** Puts each chunk into the room that the reader offers, in as many parts as it needs. */
+function readInPlace(chunks: readonly Buffer[]): Frame[] {
+  const reader = new FrameReader()
+  const frames: Frame[] = []
+  for (const chunk of chunks) {
+    for (let at = 0; at < chunk.length;) {
+      const room = reader.room()
+      const count = chunk.copy(room, 0, at)
+      if (count === 0) throw new Error('there is always room')
+      reader.filled(count, (arrived) => frames.push(kept(arrived)) > 0)
+      at += count
+    }
+  }
+  return frames
+}
+
 void t.test('frames survive a cut at every byte', (t) => {
   const written = [
     frame('hello', { payload: Buffer.from('hello') }),
@@ -51,10 +67,77 @@ void t.test('frames survive any cuts', (t) => {
         at += length
       }
       t.same(read(chunks), written)
+      t.same(readInPlace(chunks), written, 'in place')
     }),
   )
   t.end()
 })
+
+void t.test(
+  'many large frames are read in place in few and large reads, and nothing is lost on the way',
+  (t) => {
+    const written = Array.from({ length: 40 }, (_, at) =>
+      frame('write', {
+        position: at * MAX_PAYLOAD,
+        payload: Buffer.alloc(MAX_PAYLOAD - at * 512, at),
+      }),
+    )
+    t.same(readInPlace([Buffer.concat(written.map(encodeFrame))]), written)
+    const reader = new FrameReader()
+    let largest = 0
+    for (const bytes of written.map(encodeFrame))
+      for (let at = 0; at < bytes.length;) {
+        const room = reader.room()
+        largest = Math.max(largest, room.length)
+        const count = bytes.copy(room, 0, at)
+        reader.filled(count, () => true)
+        at += count
+      }
+    t.ok(largest > 2 * MAX_PAYLOAD, 'it reads more at once where there is more')
+    t.ok(largest <= 4 * (HEADER_SIZE + MAX_PAYLOAD), 'and not without bounds')
+    t.end()
+  },
+)
+
+void t.test('before its first frame is whole, a peer gets no more memory than that needs', (t) => {
+  const reader = new FrameReader()
+  const bytes = encodeFrame(frame('write', { payload: Buffer.alloc(MAX_PAYLOAD) }))
+  let largest = 0
+  for (let at = 0; at < bytes.length - 1;) {
+    const room = reader.room()
+    largest = Math.max(largest, at + room.length)
+    const count = bytes.copy(room, 0, at, bytes.length - 1)
+    reader.filled(count, () => true)
+    at += count
+  }
+  t.ok(largest <= HEADER_SIZE + MAX_PAYLOAD)
+  t.end()
+})
+
+void t.test(
+  'what comes after the frame at which the taker had enough is there for the next call',
+  (t) => {
+    const bytes = Buffer.concat(
+      [1, 2, 3].map((position) => encodeFrame(frame('done', { position }))),
+    )
+    for (let cut = 0; cut <= bytes.length; cut += 1)
+      for (const inPlace of [false, true]) {
+        const reader = new FrameReader()
+        const seen: number[] = []
+        const one = ({ position }: Frame): boolean => {
+          seen.push(position)
+          return false
+        }
+        for (const chunk of [bytes.subarray(0, cut), bytes.subarray(cut)]) {
+          if (inPlace) reader.filled(chunk.copy(reader.room()), one)
+          else reader.push(Buffer.from(chunk), one)
+        }
+        while (!reader.goOn(one));
+        t.same(seen, [1, 2, 3], `cut at ${cut}`)
+      }
+    t.end()
+  },
+)
 
 void t.test('the largest frame survives, in pieces and in whole', (t) => {
   const written = [frame('write', { payload: Buffer.alloc(MAX_PAYLOAD, 3) }), frame('heartbeat')]
