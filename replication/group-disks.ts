@@ -186,6 +186,8 @@ export class GroupDisks {
   async #admit(member: Member): Promise<void> {
     const { name, image, passive, active, disk } = member
     await this.refuseNow(name)
+    // Its size is about to be remembered: a crash must not take it back.
+    await image.flush()
     const regions = await this.#openRegions(name, disk.geometry.size, false)
     try {
       this.#refuseNow(name)

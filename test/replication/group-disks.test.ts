@@ -3,6 +3,7 @@
 import t, { type Test } from 'tap'
 
 import type { BlockDevice } from '../../core/block-device.ts'
+import { Fault } from '../../core/fault.ts'
 import { SILENT } from '../../core/logger.ts'
 import { KiB, MiB } from '../../core/units.ts'
 import { RamDevice } from '../../drivers/ram.ts'
@@ -395,4 +396,14 @@ void t.test('a disk that could not join is closed, and nothing else', async (t) 
   await primary.group.checkpoint(undefined)
   t.equal(await secondary.read('a', 0), 1)
   t.equal(primary.group.closed, false)
+})
+
+void t.test('a disk whose size a crash could take back is not added', async (t) => {
+  const { primary } = await start(t)
+  const image = new Image(SIZE)
+  Object.assign(image, { flush: () => Promise.reject(new Fault('IO', 'it cannot be flushed')) })
+  await t.rejects(primary.add('b', image), { message: /cannot be flushed/ })
+  await primary.disk('b').close()
+  t.equal(primary.standing('b'), undefined)
+  t.equal((await primary.add('c')).geometry.size, SIZE, 'others can be')
 })
