@@ -134,14 +134,14 @@ export async function reported(qmp: QmpClient, event: string, group: string): Pr
   )
 }
 
-/** An event has told that `sick` was protected and is not any more. */
+/** An event has told that `sick` is not protected any more. One that has only begun is `connecting`, and tells no such thing. */
 export async function lossReported(qmp: QmpClient): Promise<void> {
   await until(qmp, () => {
     const told = qmp.events.flatMap(({ event, data }) => {
       const { group, protection } = data as { group: string; protection?: string }
       return event === 'REPLICATION_PROTECTION' && group === 'sick' ? [protection] : []
     })
-    return Promise.resolve(told.slice(told.indexOf('protected')).includes('unprotected'))
+    return Promise.resolve(told.includes('unprotected'))
   })
 }
 
