@@ -6,6 +6,8 @@
 
 import t, { type Test } from 'tap'
 
+import { below, seededRandom } from '../../core/seeded-random.ts'
+import { MiB, SECTOR } from '../../core/units.ts'
 import { protectionOf, stateOf } from '../support/replica-pair.ts'
 import {
   alarmStays,
@@ -50,6 +52,27 @@ void t.test('an epoch that fills its journal is given up', async (t) => {
   await primary.qmp.execute('replication-checkpoint', { group: 'sick' })
   for (let round = 1; round <= 9; round += 1) await write(guests.sick, round, 0, SIZE)
   await givenUp(t, pair, /outgrew.*its journal, of 128 MiB \(journal=\).*checkpoint more often/)
+})
+
+void t.test('an epoch whose index alone fills the memory is given up', async (t) => {
+  const size = 320 * MiB
+  const pair = await ward(t, { settings: ['memory=8M', 'journal=1G'], size })
+  const { primary, secondary, guests } = pair
+  await primary.qmp.execute('replication-checkpoint', { group: 'sick' })
+  // Data fills its part of the memory; then single sectors far from each other fill the rest, with what it takes to find them.
+  await write(guests.sick, 1, 0, 8 * MiB)
+  const random = seededRandom(1)
+  let lost = false
+  void untilState(secondary.qmp, ({ alarms }) => alarms.length > 0).then(() => (lost = true))
+  while (!lost) {
+    const turn = Array.from({ length: 64 }, () => {
+      const at = below(random, size / SECTOR) * SECTOR
+      return guests.sick.write(Buffer.alloc(SECTOR, 2), at)
+    })
+    await Promise.all(turn)
+  }
+  t.ok((await stateOf(secondary.qmp, 'sick')).ramdiskBytes <= 8 * MiB)
+  await givenUp(t, pair, /outgrew.*its memory for the index of its journal, of 8 MiB \(memory=\)/)
 })
 
 void t.test(

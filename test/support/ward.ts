@@ -35,6 +35,8 @@ export interface Ward {
 }
 
 export interface Illness {
+  /** Bytes of the disk of `sick`. */
+  readonly size?: number
   /** Settings of the group `sick`, on both sides. */
   readonly settings?: readonly string[]
   /** Settings of the group `well`. */
@@ -66,7 +68,8 @@ async function admit(
   const exports: Record<string, string> = {}
   const image = (group: string): string => path.join(directory, `${group}.img`)
   for (const group of GROUPS) {
-    if (!existsSync(image(group))) await createEmptyImage(image(group), SIZE)
+    if (!existsSync(image(group)))
+      await createEmptyImage(image(group), (group === 'sick' ? illness.size : undefined) ?? SIZE)
     const settings = (group === 'sick' ? illness.settings : illness.others) ?? []
     const own = [`role=${side}`, `group=${group}`, 'heartbeat=50', 'timeout=1000', ...settings]
     const layer = group === 'sick' ? illness.layers?.[side] : undefined
