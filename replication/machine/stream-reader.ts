@@ -67,8 +67,9 @@ export class StreamReader<Message> {
     if (at < chunk.length) this.#keep(chunk, at, chunk.length - at)
   }
 
-  /** Memory for the bytes that come next, for filled(); never empty, and valid until the next call of any method. */
+  /** Memory for the bytes that come next, for filled(); never empty. Until then only goOn() may be called. */
   room(): Buffer {
+    if (this.#held === 0) this.#from = this.#end = 0
     // What is left at the end is too little to be worth a read: the message that was begun there moves to the front.
     const worth = Math.max(this.#wanted(), this.#memory.length / GROWTH)
     if (this.#memory.length - this.#end < worth) this.#makeRoom(worth)
@@ -84,7 +85,10 @@ export class StreamReader<Message> {
       this.#resize(this.#memory.length * GROWTH, GROWTH)
   }
 
-  /** Takes what is held and whole, as push() does. @returns false when the taker has had enough */
+  /**
+   * Takes what is held and whole, as push() does. Moves nothing: room() may be being read into.
+   * @returns false when the taker has had enough
+   */
   goOn(take: (message: Message) => boolean): boolean {
     while (this.#from < this.#end) {
       const behind = this.#framing.decode(this.#memory, this.#from, this.#end, this.#message)
@@ -93,7 +97,6 @@ export class StreamReader<Message> {
       this.#hasTaken = true
       if (!take(this.#message)) return false
     }
-    this.#from = this.#end = 0
     return true
   }
 

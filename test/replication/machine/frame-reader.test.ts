@@ -186,3 +186,38 @@ void t.test('bytes that are no frames end in a fault, and never in anything else
   )
   t.end()
 })
+
+void t.test(
+  'what is read into the room lies where it belongs, whatever was taken meanwhile',
+  (t) => {
+    const sizes = fc.array(fc.integer({ min: 0, max: 3000 }), { minLength: 1, maxLength: 40 })
+    const choices = fc.infiniteStream(fc.nat(4000))
+    fc.assert(
+      fc.property(sizes, choices, (sizes, choices) => {
+        const next = (): number => choices.next().value as number
+        const written = sizes.map((size, at) =>
+          frame('write', { position: at * 512, payload: Buffer.alloc(size, at) }),
+        )
+        const bytes = Buffer.concat(written.map(encodeFrame))
+        let behind = 0
+        const ends = written.map(({ payload }) => (behind += HEADER_SIZE + payload.length))
+        const reader = new FrameReader()
+        const frames: Frame[] = []
+        // As a link that is paused and goes on at any time, while the kernel has its memory already.
+        const take = (arrived: Frame): boolean => frames.push(kept(arrived)) > 0 && next() % 3 > 0
+        for (let at = 0; at < bytes.length;) {
+          const room = reader.room()
+          while (next() % 2 === 0) reader.goOn(take)
+          // Mostly up to the end of a frame: then nothing is held any more when it was taken.
+          const end = next() % 4 === 0 ? at + 1 + next() : ends.find((each) => each > at)
+          const count = bytes.copy(room, 0, at, Math.min(bytes.length, end ?? bytes.length))
+          reader.filled(count, take)
+          at += count
+        }
+        while (!reader.goOn(take));
+        t.same(frames, written)
+      }),
+    )
+    t.end()
+  },
+)
