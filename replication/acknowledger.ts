@@ -1,5 +1,6 @@
 /**
- * Tells a primary how much of its data a secondary has, in memory or on stable storage, as far as the primary asks.
+ * Tells a primary how much of its data a secondary has, in memory or on stable storage, as far as the primary asks; one whose
+ * writes do not wait for that hears it in steps, so that it knows what is under way (machine/send-window.ts).
  *
  * Invariants:
  *  - A frame is counted once the layers and the log have taken it, and told as stored once the log has flushed it.
@@ -11,7 +12,8 @@
 import { Fault } from '../core/fault.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import { ACKS, type Ack } from './group.ts'
-import { frame, type Frame } from './machine/frame.ts'
+import { frame, HEADER_SIZE, type Frame } from './machine/frame.ts'
+import { LEAST_WINDOW, STEPS } from './machine/send-window.ts'
 
 export interface AcknowledgerContext {
   /** Resolves when everything that the log was given is on stable storage. @throws Fault when it never will be */
@@ -21,16 +23,23 @@ export interface AcknowledgerContext {
 
 export class Acknowledger {
   readonly #context: AcknowledgerContext
+  /** Bytes after which a primary is told that does not wait for it. */
+  readonly #step: number
   #link = 0
-  #ack: Ack = 'sent'
+  /** What is asked for; nothing by one that cannot use it. */
+  #ack: Ack | undefined
   /** Data frames of the link that are here, and those that its primary knows of. */
   #taken = 0
   #told = 0
+  /** Bytes that came since the primary was told. */
+  #untold = 0
   #planned = false
   #syncing = false
 
-  constructor(context: AcknowledgerContext) {
+  /** @param leastWindow bytes that the primary may send without being told anything */
+  constructor(context: AcknowledgerContext, leastWindow = LEAST_WINDOW) {
     this.#context = context
+    this.#step = leastWindow / STEPS
   }
 
   /** What the primary on a link asks to be told. @throws Fault PROTOCOL where that is nothing known */
@@ -46,18 +55,22 @@ export class Acknowledger {
   }
 
   /** A data frame of a link is here. Hot path. */
-  took(link: number): void {
+  took(link: number, { payload }: Frame): void {
     this.#follow(link)
     this.#taken += 1
-    if (this.#ack !== 'sent' && !this.#planned) this.#plan()
+    // With its header: zeroes are data frames, too.
+    this.#untold += HEADER_SIZE + payload.length
+    if (this.#ack === undefined || this.#planned) return
+    if (this.#ack !== 'sent' || this.#untold >= this.#step) this.#plan()
   }
 
   #follow(link: number): void {
     if (link === this.#link) return
     this.#link = link
-    this.#ack = 'sent'
+    this.#ack = undefined
     this.#taken = 0
     this.#told = 0
+    this.#untold = 0
   }
 
   /** What arrives together is told of together. */
@@ -71,7 +84,8 @@ export class Acknowledger {
 
   #tell(): void {
     if (this.#taken === this.#told) return
-    if (this.#ack === 'received') this.#say('received', this.#link, this.#taken)
+    if (this.#ack === 'received' || this.#ack === 'sent')
+      this.#say('received', this.#link, this.#taken)
     if (this.#ack === 'durable' && !this.#syncing) this.#store()
   }
 
@@ -97,6 +111,7 @@ export class Acknowledger {
   #say(type: 'received' | 'stored', link: number, position: number): void {
     if (link !== this.#link) return
     this.#told = position
+    this.#untold = 0
     this.#context.send(link, frame(type, { position }))
   }
 }

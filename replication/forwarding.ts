@@ -2,25 +2,29 @@
  * The stream of data from a primary to its secondary: sends frames over the link in use, and lets guests' writes complete when
  * the secondary has of them what `ack` asks for (machine/forwarded-writes.ts).
  *
- * Invariant: with ack=sent a write costs nothing more than its frames.
+ * Invariant: with ack=sent a write costs nothing more than its frames, while no more is under way than the link takes at once
+ * (machine/send-window.ts).
  */
 
 import type { MaybePromise } from '../core/maybe-promise.ts'
 import type { Link } from './environment.ts'
-import type { Frame } from './machine/frame.ts'
+import { HEADER_SIZE, type Frame } from './machine/frame.ts'
 import { ForwardedWrites } from './machine/forwarded-writes.ts'
 import type { PrimaryMachine } from './machine/primary.ts'
 
 export class Forwarding {
   readonly #machine: PrimaryMachine
-  readonly #writes = new ForwardedWrites()
+  readonly #nowMs: () => number
+  readonly #writes: ForwardedWrites
   #link: Link | undefined
   /** Called once when no write waits any more. */
   #settled: (() => void)[] = []
   #finished = false
 
-  constructor(machine: PrimaryMachine) {
+  constructor(machine: PrimaryMachine, nowMs: () => number, leastWindow?: number) {
     this.#machine = machine
+    this.#nowMs = nowMs
+    this.#writes = new ForwardedWrites(leastWindow)
   }
 
   get link(): Link | undefined {
@@ -40,14 +44,14 @@ export class Forwarding {
 
   send(data: Frame): void {
     if (this.#link === undefined) return
-    this.#writes.count()
+    this.#count(data)
     this.#link.send(data)
   }
 
   /** Of a resync. `handed`: the kernel has it, or the link is gone. */
   sendCopy(data: Frame, handed: () => void): void {
     if (this.#link === undefined) return handed()
-    this.#writes.count()
+    this.#count(data)
     this.#link.sendData(data, handed)
   }
 
@@ -55,8 +59,7 @@ export class Forwarding {
   sendWrite(data: Frame, acknowledged: () => void): void {
     const writes = this.#writes
     if (this.#link === undefined) return this.strand(acknowledged)
-    const position = writes.count()
-    if (this.#machine.ack === 'sent') return this.#link.sendData(data, acknowledged)
+    const position = this.#count(data)
     const { link } = writes
     this.#link.sendData(data, () => {
       writes.wait(link, position, this.#machine.ack, acknowledged)
@@ -72,7 +75,7 @@ export class Forwarding {
 
   /** @returns what is wrong with that, if anything */
   acknowledge(kind: 'received' | 'stored', position: number): string | undefined {
-    const objection = this.#writes.acknowledge(kind, position, this.#machine.ack)
+    const objection = this.#writes.acknowledge(kind, position, this.#machine.ack, this.#nowMs())
     this.#tellSettled()
     return objection
   }
@@ -109,6 +112,12 @@ export class Forwarding {
     return new Promise((resolve) => {
       this.#settled.push(resolve)
     })
+  }
+
+  /** @returns the frame's position */
+  #count({ payload }: Frame): number {
+    if (!this.#machine.isWindowed) this.#writes.unbound()
+    return this.#writes.count(HEADER_SIZE + payload.length, this.#nowMs())
   }
 
   #tellSettled(): void {

@@ -108,7 +108,7 @@ export class PrimarySide {
       fork: () => this.#step({ type: 'fork', generation: environment.newId() }),
       persist: options.persist,
     })
-    this.forwarding = new Forwarding(this.machine)
+    this.forwarding = new Forwarding(this.machine, () => environment.nowMs(), settings.leastWindow)
     this.#tracked = disks.map((disk) => ({ ...disk }))
     this.#disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
     this.#verifier = new Verifier({

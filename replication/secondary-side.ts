@@ -97,10 +97,13 @@ export class SecondarySide {
       overflow: () => this.#step({ type: 'overflow', lack: this.reception.lack }),
       linkOf: (number) => this.#links.get(number),
     })
-    this.#acknowledger = new Acknowledger({
-      sync: () => this.#log.sync(),
-      send: (link, outgoing) => this.#links.get(link)?.send(outgoing),
-    })
+    this.#acknowledger = new Acknowledger(
+      {
+        sync: () => this.#log.sync(),
+        send: (link, outgoing) => this.#links.get(link)?.send(outgoing),
+      },
+      settings.leastWindow,
+    )
     this.#replica = environment.newId()
     this.#machine = this.#newMachine(FRESH)
   }
@@ -483,10 +486,10 @@ export class SecondarySide {
     const disk = this.#machine.diskOf(link, frame)
     if (typeof disk === 'string') throw new Fault('PROTOCOL', disk)
     // It was removed here while this was on its way.
-    if (disk === undefined) return this.#acknowledger.took(link)
+    if (disk === undefined) return this.#acknowledger.took(link, frame)
     const layers = this.#disks[disk]?.layers
     if (layers !== undefined) this.reception.store(layers, { ...frame, disk })
-    this.#acknowledger.took(link)
+    this.#acknowledger.took(link, frame)
   }
 
   /** @throws Fault to end the link */

@@ -19,6 +19,8 @@ export interface GroupSettings {
   readonly memory: number
   /** Bytes of it in use beyond which received data is kept in the journal only; the usual part when left out. */
   readonly spillBytes?: number
+  /** Bytes of data that may be on their way to a secondary in any case (machine/send-window.ts); the usual ones where it is not given. */
+  readonly leastWindow?: number
   /** Where a secondary's checkpoints live: on disk, or as long as its process. */
   readonly durability: 'journal' | 'memory'
   /** Bytes that a secondary's journal may grow to. */

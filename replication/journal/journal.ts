@@ -37,9 +37,9 @@ const SPARE_CHUNKS = 32
 const MOST_UNSYNCED = 256 * KiB
 /**
  * Bytes accepted and not durable, beyond which the caller should take no more, and at which it may go on. A commit waits for
- * what is there: so much is on stable storage in a millisecond or two, and more would not make it any faster.
+ * what is there: so much is on stable storage in a few milliseconds, and less makes it slower.
  */
-export const MOST_BACKLOG = 2 * MiB
+export const MOST_BACKLOG = 4 * MiB
 const SMALL_BACKLOG = MOST_BACKLOG / 2
 
 export interface JournalOptions {

@@ -10,6 +10,7 @@
  */
 
 import type { Ack } from '../group.ts'
+import { SendWindow } from './send-window.ts'
 
 interface Waiting {
   readonly position: number
@@ -17,14 +18,22 @@ interface Waiting {
 }
 
 export class ForwardedWrites {
+  readonly #leastWindow: number | undefined
   /** Of the present link; data of another one cannot be acknowledged any more. */
   #link = 0
   #sent = 0
   #received = 0
   #stored = 0
+  /** Where the peer tells what it has: with ack=sent a write is let go while it lies within. */
+  #window: SendWindow | undefined
   /** In the order of their positions. */
   #waiting: Waiting[] = []
   #stranded: (() => void)[] = []
+
+  /** @param leastWindow bytes, for a SendWindow */
+  constructor(leastWindow?: number) {
+    this.#leastWindow = leastWindow
+  }
 
   get link(): number {
     return this.#link
@@ -54,6 +63,7 @@ export class ForwardedWrites {
   begin(): void {
     this.lose()
     this.#link += 1
+    this.#window = new SendWindow(this.#leastWindow)
     this.#sent = 0
     this.#received = 0
     this.#stored = 0
@@ -66,17 +76,24 @@ export class ForwardedWrites {
     this.#link += 1
   }
 
-  /** Another data frame is sent. @returns its position */
-  count(): number {
+  /** Another data frame is sent, with so many bytes. @returns its position */
+  count(bytes: number, nowMs: number): number {
     this.#sent += 1
+    this.#window?.send(bytes, nowMs)
     return this.#sent
+  }
+
+  /** The peer of the present link does not tell what it has. */
+  unbound(): void {
+    this.#window = undefined
   }
 
   /** The kernel has a write whose last frame was sent as `position` of `link`. */
   wait(link: number, position: number, ack: Ack, letGo: () => void): void {
-    if (ack === 'sent') letGo()
-    else if (link !== this.#link) this.strand(letGo)
-    else if (position <= this.#acknowledged(ack)) letGo()
+    if (link !== this.#link) {
+      if (ack === 'sent') letGo()
+      else this.strand(letGo)
+    } else if (position <= this.#acknowledged(ack)) letGo()
     else this.#waiting.push({ position, letGo })
   }
 
@@ -89,11 +106,17 @@ export class ForwardedWrites {
    * The secondary has so many frames.
    * @returns what is wrong with that, if anything
    */
-  acknowledge(kind: 'received' | 'stored', position: number, ack: Ack): string | undefined {
+  acknowledge(
+    kind: 'received' | 'stored',
+    position: number,
+    ack: Ack,
+    nowMs: number,
+  ): string | undefined {
     if (position > this.#sent)
       return `the secondary acknowledged ${position} data frames, of ${this.#sent}`
     if (kind === 'stored') this.#stored = Math.max(this.#stored, position)
     this.#received = Math.max(this.#received, position)
+    this.#window?.receive(position, nowMs)
     this.release(ack)
     return undefined
   }
@@ -120,7 +143,7 @@ export class ForwardedWrites {
   }
 
   #acknowledged(ack: Ack): number {
-    if (ack === 'sent') return this.#sent
+    if (ack === 'sent') return this.#window?.within ?? this.#sent
     return ack === 'received' ? this.#received : this.#stored
   }
 }

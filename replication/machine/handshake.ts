@@ -23,13 +23,15 @@ import {
 export const PROTOCOL = { min: 1, max: 1 } as const
 
 const ACKNOWLEDGES = 'acknowledge'
+export const TELLS = 'window'
 /**
  * What this build can do on a link that older ones of the same version cannot. Each side says its own; what both say may be used.
  *  - checksums: a secondary answers `compare` frames.
  *  - acknowledge: a secondary says what it has, where it is asked.
+ *  - window: a secondary says now and then what it has, also where no write waits for that.
  *  - disks: disks come and go, and grow, while the link is there (disk-sets.ts).
  */
-export const FEATURES: readonly string[] = ['checksums', ACKNOWLEDGES, 'disks']
+export const FEATURES: readonly string[] = ['checksums', ACKNOWLEDGES, TELLS, 'disks']
 
 const MOST_FEATURES = 64
 

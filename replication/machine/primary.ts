@@ -18,6 +18,7 @@ import {
   ackObjection,
   encodeDisk,
   encodeHello,
+  TELLS,
   verdictOn,
   type DiskIdentity,
   type Hello,
@@ -172,6 +173,11 @@ export class PrimaryMachine {
   /** What the secondary has to have of a write before it completes. */
   get ack(): Ack {
     return this.#self.ack
+  }
+
+  /** Whether the secondary that is connected tells what it has, without a write that waits for that. */
+  get isWindowed(): boolean {
+    return this.#able?.features.includes(TELLS) ?? false
   }
 
   /** Why writes cannot complete that way now, or undefined when they can. */
@@ -450,7 +456,7 @@ export class PrimaryMachine {
     this.#able = hello
     this.#refusedLast = false
     this.#durable = hello.durable
-    if (this.#self.ack !== 'sent') this.#acknowledgeFrom(this.#self.ack)
+    if (this.#self.ack !== 'sent' || this.isWindowed) this.#acknowledgeFrom(this.#self.ack)
     this.#self.term = Math.max(this.#self.term, hello.term)
     this.#resync.greet(hello)
     this.#checkpoints.begin()

@@ -39,7 +39,7 @@ class FakeLink implements Link {
 function primary(ack: Ack, onLinkLoss: 'continue' | 'freeze') {
   const machine = newMachine({}, { ack, onLinkLoss, disks: [{ name: 'a', size: SIZE }] })
   const gate = new WriteGate(machine, { fork: () => undefined, persist: () => undefined })
-  const forwarding = new Forwarding(machine)
+  const forwarding = new Forwarding(machine, () => performance.now())
   const disk = new PrimaryDisk(
     'a',
     new MemoryDevice(SIZE),

@@ -36,7 +36,7 @@ function open(): {
       handed = done
     },
   }
-  const forwarding = new Forwarding(machine as unknown as PrimaryMachine)
+  const forwarding = new Forwarding(machine as unknown as PrimaryMachine, () => performance.now())
   forwarding.begin(link as unknown as Link)
   const context: PrimaryContext = {
     machine: machine as unknown as PrimaryMachine,

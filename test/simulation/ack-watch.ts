@@ -11,6 +11,7 @@ export class AckWatch {
   readonly #ack: Ack
   /** Data frames of the present link. */
   #frames: Frame[] = []
+  #count = 0
   /** The frame that carries a write, by its tag. */
   readonly #positions = new Map<number, number>()
   #acknowledged = 0
@@ -26,14 +27,16 @@ export class AckWatch {
   primarySends(frame: Readonly<Frame>): void {
     if (frame.type === 'hello') {
       this.#frames = []
+      this.#count = 0
       this.#positions.clear()
       this.#acknowledged = 0
       this.#answered = false
       this.#removed.clear()
     }
-    // Nobody is told of what nobody asks for.
-    if (this.#ack === 'sent') return
     if (frame.type !== 'write' && frame.type !== 'zero') return
+    this.#count += 1
+    // Which frames they are matters where a write waits for one.
+    if (this.#ack === 'sent') return
     this.#frames.push({ ...frame, payload: Buffer.from(frame.payload) })
     if (frame.type !== 'write') return
     const tag = frame.payload.readInt32LE(0)
@@ -49,9 +52,11 @@ export class AckWatch {
     if (type === 'hello') this.#answered = true
     if (this.#answered && type === 'withdraw') this.#removed.add(number)
     if (!this.#answered || (type !== 'received' && type !== 'stored')) return undefined
-    if (this.#ack === 'sent') return `${type} is said, and nobody asked`
+    if (this.#ack === 'sent' && type === 'stored') return 'stored is said, and nobody asked'
+    if (position > this.#count) return `${type}(${position}) of ${this.#count} frames`
     if (position <= this.#acknowledged) return `${type}(${position}) says nothing new`
     this.#acknowledged = position
+    if (this.#ack === 'sent') return undefined
     const last = this.#frames[position - 1]
     if (last === undefined) return `${type}(${position}) of ${this.#frames.length} frames`
     if (type === 'received' || this.#removed.has(last.disk)) return undefined

@@ -47,6 +47,8 @@ export interface Plan {
   readonly memory: number
   /** Bytes of it in use beyond which what is received is kept in the journal only; null: as usual, which is hardly ever. */
   readonly spillBytes: number | null
+  /** Bytes under way beyond which writes with ack=sent wait, as a simulated disk can send them; null: the usual many. */
+  readonly leastWindow: number | null
   readonly durability: 'journal' | 'memory'
   /** Whether the secondary begins with the primary's content, as both are told. */
   readonly identical: boolean
@@ -128,6 +130,7 @@ export function planOf(seed: number): Plan {
     ending: random.chance(0.5) ? 'heal' : random.pick(ENDINGS),
     ack: random.pick(durability === 'journal' ? ACKS : (['sent', 'received'] as const)),
     spillBytes: random.pick([null, null, 0, random.whole(1, 6) * SLAB]),
+    leastWindow: random.pick([null, 512, 2048, 8192]),
     ...changesOf(random, disks.length),
   }
 }

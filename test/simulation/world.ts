@@ -222,6 +222,7 @@ export class World {
       ...{ mode, memory, durability, identical, onLinkLoss, intervalMs, role },
       journal: this.plan.journalBytes,
       ...(this.plan.spillBytes === null ? {} : { spillBytes: this.plan.spillBytes }),
+      ...(this.plan.leastWindow === null ? {} : { leastWindow: this.plan.leastWindow }),
       wire: 'colotap',
       peer: other,
       listens: true,
