@@ -1,6 +1,7 @@
 /** A colotap server in a process of its own, as an operator would start it: for commands that need a pair of hosts. */
 
 import { spawn, type ChildProcess } from 'node:child_process'
+import { randomInt } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
 import path from 'node:path'
@@ -11,6 +12,8 @@ import { Fault } from '../core/fault.ts'
 const LAUNCHER = fileURLToPath(new URL('../../bin/colotap', import.meta.url))
 /** Characters of its log that are kept. */
 const LOG_KEPT = 8192
+const LOWEST_PORT = 10_000
+const FIRST_OUTGOING_PORT = 32_768
 
 export interface ServerOptions {
   /** Out of reach of the signals that a terminal sends, such as Ctrl-C: then whoever started it must end it. */
@@ -120,14 +123,24 @@ export function stateFolder(name: string, folder: string): string {
   return path.join(folder, `${name}.state`)
 }
 
-/** A port of the loopback address that was free just now. */
+/**
+ * A port of the loopback address that was free just now. It is none of those that Linux gives to outgoing connections
+ * (net.ipv4.ip_local_port_range): one of these would be taken by anybody's next connection.
+ */
 export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const address = server.address()
-  server.close()
-  await once(server, 'close')
-  if (address === null || typeof address === 'string')
-    throw new Fault('IO', 'no free port on the loopback address')
-  return address.port
+  for (let tries = 0; tries < 100; tries += 1) {
+    const port = randomInt(LOWEST_PORT, FIRST_OUTGOING_PORT)
+    const server = createServer()
+    const listening = once(server, 'listening')
+    server.listen(port, '127.0.0.1')
+    const taken = await listening.then(
+      () => false,
+      () => true,
+    )
+    if (taken) continue
+    server.close()
+    await once(server, 'close')
+    return port
+  }
+  throw new Fault('IO', 'no free port on the loopback address')
 }

@@ -4,9 +4,10 @@
  */
 
 import { mkdtemp, rm } from 'node:fs/promises'
-import net from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
+
+import { freePort } from '../../cli/server-process.ts'
 
 /** Anything that can undo things at its end; tap's `t` is one. */
 export interface Scope {
@@ -43,22 +44,7 @@ export async function tempDirectory(scope: Scope, parent: string = os.tmpdir()):
 
 /** TCP ports on loopback that nobody listens on now; all of one call differ. */
 export async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(Array.from({ length: count }, () => listenOnAnyPort()))
-  const ports = servers.map((server) => {
-    const address = server.address()
-    if (address === null || typeof address === 'string') throw new Error('a TCP server has a port')
-    return address.port
-  })
-  await Promise.all(
-    servers.map((server) => new Promise((resolve) => server.close(() => resolve(undefined)))),
-  )
-  return ports
-}
-
-function listenOnAnyPort(): Promise<net.Server> {
-  return new Promise((resolve, reject) => {
-    const server = net.createServer()
-    server.once('error', reject)
-    server.listen(0, '127.0.0.1', () => resolve(server))
-  })
+  const ports = new Set<number>()
+  while (ports.size < count) ports.add(await freePort())
+  return [...ports]
 }
