@@ -218,11 +218,10 @@ export class GroupDisks {
     if (objection !== undefined)
       throw new Fault('NOT_PERMITTED', objection, { where: `disk "${name}"` })
     this.#refuseNow(name)
-    const index = this.members.indexOf(member)
     const own = this.#options
       .primary()
       ?.disks.find((disk, place) => disk.name === name && !this.#isGone(place))
-    const work = (): Promise<void> => this.#growImage(member, index, before, size)
+    const work = (): Promise<void> => this.#growImage(member, before, size)
     // In the order in which a guest's write takes the two locks.
     const layersAlone = (): Promise<void> => passive.layers.alone(work)
     await (own === undefined ? layersAlone() : own.alone(layersAlone))
@@ -235,16 +234,15 @@ export class GroupDisks {
     return this.#options.primary()?.isGone(place) ?? true
   }
 
-  async #growImage(member: Member, index: number, before: number, size: number): Promise<void> {
+  async #growImage(member: Member, before: number, size: number): Promise<void> {
     const { name, image, passive } = member
+    const regions = this.regions[this.members.indexOf(member)]
     const { environment, settings } = this.#options
     await image.resize(size)
     try {
       // Before anybody remembers the size: a crash must not take it back.
       await image.flush()
-      await this.regions[index]?.grow(size, () =>
-        environment.openRegions(settings.group, name, size, false),
-      )
+      await regions?.grow(size, () => environment.openRegions(settings.group, name, size, false))
       passive.layers.grow(size)
       image.agree(size)
     } catch (error) {

@@ -55,38 +55,52 @@ export class RegionMap {
   }
 
   /**
-   * The disk has become larger: what it gained is marked durably when this resolves.
+   * The disk has become larger: what it gained is marked durably when this resolves. Where it fails the map is one of the disk
+   * as it was, whose store may be larger.
    * @param reopen gives a store of the new size that has what the present one has. @throws Fault
    */
   async grow(diskSize: number, reopen: () => Promise<RegionStore>): Promise<void> {
     while (this.#next !== undefined) await this.#next.catch(() => undefined)
-    const before = this.#store
+    const [before, former] = [this.#size, this.#store]
     // Saves that are asked for meanwhile come after it.
     this.#saving = this.#saving
       .catch(() => undefined)
       .then(async () => {
-        this.#swap(await reopen(), diskSize)
+        this.#adopt(await reopen())
+        this.#reshape(diskSize)
+        for (let region = this.#regionOf(before); region < this.#count; region += 1)
+          this.#set(region, true)
       })
     await this.#saving
-    await before.close()
-    await this.#save()
+    try {
+      await former.close()
+      await this.#save()
+    } catch (error) {
+      this.#reshape(before)
+      throw error
+    }
   }
 
-  #swap(store: RegionStore, diskSize: number): void {
+  /** Goes on with another store, which is to have what this one knows. */
+  #adopt(store: RegionStore): void {
     const bits = Buffer.from(store.found)
-    for (const [index, byte] of this.#bits.entries()) bits[index] = (bits[index] ?? 0) | byte
-    const first = this.#regionOf(this.#size)
+    for (const [index, byte] of this.#bits.subarray(0, bits.length).entries())
+      bits[index] = (bits[index] ?? 0) | byte
     this.#store = store
     this.#bits = bits
     this.#durable = Buffer.from(store.found)
-    this.#size = diskSize
-    this.#count = Math.ceil(diskSize / store.regionBytes)
+    const sectors = [...this.#unsaved].filter((sector) => sector * SECTOR < bits.length)
+    this.#unsaved = new Set(sectors)
+  }
+
+  #reshape(diskSize: number): void {
     const [written, underWay] = [this.#written, this.#underWay]
+    this.#size = diskSize
+    this.#count = Math.ceil(diskSize / this.regionBytes)
     this.#written = new Uint32Array(this.#count)
     this.#underWay = new Uint16Array(this.#count)
-    this.#written.set(written)
-    this.#underWay.set(underWay)
-    for (let region = first; region < this.#count; region += 1) this.#set(region, true)
+    this.#written.set(written.subarray(0, this.#count))
+    this.#underWay.set(underWay.subarray(0, this.#count))
   }
 
   /** Whether every region of a range is marked already. Hot path. */

@@ -229,3 +229,39 @@ void t.test('a map is closed when its last save has ended', async (t) => {
   await Promise.all([marking, closing])
   t.equal(store.closed, true)
 })
+
+void t.test(
+  'a map that could not grow is one of the disk as it was, and grows later',
+  async (t) => {
+    const store = new UnreliableStore()
+    const map = new RegionMap(store, SIZE)
+    await map.mark(0, 1)
+    const [far, near] = [9000 * REGION, SIZE + 2 * REGION]
+    const larger = new UnreliableStore(Buffer.alloc(bitmapBytes(far, REGION)))
+    larger.failing = true
+    await t.rejects(
+      map.grow(far, () => Promise.resolve(larger)),
+      { code: 'NO_SPACE' },
+    )
+    const last = (REGIONS - 1) * REGION
+    t.same(
+      map.ranges(),
+      [
+        { at: 0, length: REGION },
+        { at: last, length: 512 },
+      ],
+      'nothing beyond the end',
+    )
+    const gained = { at: last, length: near - last }
+    const next = new UnreliableStore(Buffer.from(store.durable))
+    await map.grow(near, () => Promise.resolve(next))
+    t.same(map.ranges(), [{ at: 0, length: REGION }, gained])
+    t.same(
+      [0, 1, REGIONS - 1, REGIONS].map((region) => next.remembers(region)),
+      [true, false, true, true],
+    )
+    t.equal(map.has(gained.at, gained.length), true)
+    await map.clear(Infinity)
+    t.same(map.ranges(), [])
+  },
+)
