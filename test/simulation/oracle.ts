@@ -10,8 +10,9 @@ import type { GroupEvent, VerifyReport } from '../../replication/group.ts'
 import { PARTIAL, type Frame } from '../../replication/machine/frame.ts'
 import { SECTOR } from '../../core/units.ts'
 import { AckWatch } from './ack-watch.ts'
+import { Departures } from './departures.ts'
 import type { Plan } from './plan.ts'
-import { contentOf, glimpse, wordsOf, type Content } from './sectors.ts'
+import { contentOf, glimpse, wordsOf } from './sectors.ts'
 import { completedOf, counts, isServed, readable, sightOn, type Contents } from './look.ts'
 import type { Life } from './scheduler.ts'
 import type { Observer, Side, World } from './world.ts'
@@ -26,6 +27,7 @@ export class Oracle implements Observer {
   corrupted = false
   readonly #plan: Plan
   readonly #acks: AckWatch
+  readonly #departures = new Departures()
   /** The last checkpoint that was reported to the primary. */
   #done = 0
   /** The process that reported it. */
@@ -75,6 +77,7 @@ export class Oracle implements Observer {
   /** A marker leaves: what the primary's images have completed is the checkpoint. */
   primarySends(frame: Readonly<Frame>): void {
     this.#acks.primarySends(frame)
+    this.#departures.primarySends(frame, this.#there.primary.images)
     if (frame.type !== 'checkpoint') return
     this.#sent.add(frame.position)
     if ((frame.flags & PARTIAL) !== 0) return void this.#partials.add(frame.position)
@@ -110,6 +113,7 @@ export class Oracle implements Observer {
     const { secondary, journals } = this.#there
     const objected = this.#acks.secondarySends(frame, journals[secondary.host])
     this.#check(objected === undefined, `5: ${objected}`)
+    this.#departures.secondarySends(frame)
     if (frame.type === 'refuse') this.overflows += frame.payload.includes('"overflow"') ? 1 : 0
     if (frame.type !== 'done' || this.#partials.has(frame.position)) return
     this.#done = Math.max(this.#done, frame.position)
@@ -184,13 +188,8 @@ export class Oracle implements Observer {
       return this.#check(objection === undefined, `11: disk ${slot} has left: ${objection}`)
     }
     if (side !== this.#there.secondary || !this.#paired || this.corrupted) return
-    const isAs = (held: Content): boolean => held.every((tag, sector) => tag === content[sector])
-    const fits = [...this.#snapshots].some(([checkpoint, { [slot]: held }]) => {
-      if (checkpoint < since || checkpoint > this.#committed || held === undefined) return false
-      return isAs(held)
-    })
-    // The primary may have removed it before: then what it had last may have come with the next checkpoint.
-    if (isAs(this.#there.primary.images[slot]!.completed)) return
+    const departure = { slot, since, until: this.#committed, content }
+    const fits = this.#departures.allows(departure, this.#snapshots)
     this.#check(fits, `1: disk ${slot} has left as no checkpoint from ${since} on`)
   }
 
