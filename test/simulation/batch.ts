@@ -49,8 +49,6 @@ const LAST_LINES = 60
 const STACK_LINES = 20
 /** Failures whose stories are kept; of the others there is the seed, and the reason. */
 const MOST_STORIES = 3
-/** No run takes a tenth of it. */
-const LONGEST_MS = 60_000
 /** Runs that a thread makes between two reports. */
 const REPORT = 50
 
@@ -106,7 +104,7 @@ async function runOrders(orders: Orders, report: (part: BatchResult) => void): P
     const seed = firstSeed + index
     part.runs += 1
     try {
-      const { commits, events, acknowledged, verifies } = await alive(simulate(seed))
+      const { commits, events, acknowledged, verifies } = await simulate(seed)
       add(part, { runs: 0, failures: [], commits, events, acknowledged, verifies })
     } catch (error) {
       failures += 1
@@ -117,22 +115,6 @@ async function runOrders(orders: Orders, report: (part: BatchResult) => void): P
     part = nothing()
   }
   report(part)
-}
-
-/** A run that waits for what no event brings would let the event loop run empty, and its thread end without a word. */
-async function alive<T>(run: Promise<T>): Promise<T> {
-  let giveUp: NodeJS.Timeout | undefined
-  const tooLong = new Promise<never>((_, reject) => {
-    giveUp = setTimeout(
-      () => reject(new Error('21: the run waits for what never comes')),
-      LONGEST_MS,
-    )
-  })
-  try {
-    return await Promise.race([run, tooLong])
-  } finally {
-    clearTimeout(giveUp)
-  }
 }
 
 function nothing(): Counts {

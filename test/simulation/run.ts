@@ -3,6 +3,7 @@
 import { strict as expect } from 'node:assert'
 
 import { outstandingOf, reasonsOf } from './accounts.ts'
+import { alive } from './alive.ts'
 import { isProtected, Oracle } from './oracle.ts'
 import { SECTOR } from '../../core/units.ts'
 import { planOf, type Plan } from './plan.ts'
@@ -34,7 +35,7 @@ export async function simulate(seed: number, trace?: (line: string) => void): Pr
   process.on('unhandledRejection', unhandled)
   try {
     oracle.watch(world)
-    await new Run(world, oracle).all()
+    await alive(new Run(world, oracle).all(), world.scheduler)
     return {
       plan,
       events: world.scheduler.count,
@@ -410,13 +411,9 @@ class Run {
 
   /** A memory that the guest's own writes can fill leaves no room for the primary's, until it is promoted. */
   #mayOverflow(): boolean {
-    const { plan } = this.#world
-    return this.#oracle.overflows > 0 && (this.#hasSmallMemory() || plan.journalBytes < 1 << 20)
-  }
-
-  #hasSmallMemory(): boolean {
-    const { memory, disks } = this.#world.plan
-    return memory <= (2 * disks.length + 1) * 256 * 1024
+    const { memory, disks, journalBytes } = this.#world.plan
+    const isSmall = memory <= (2 * disks.length + 1) * 256 * 1024
+    return this.#oracle.overflows > 0 && (isSmall || journalBytes < 1 << 20)
   }
 
   #stopGuests(): void {
