@@ -188,8 +188,9 @@ export class Oracle implements Observer {
       return this.#check(objection === undefined, `11: disk ${slot} has left: ${objection}`)
     }
     if (side !== this.#there.secondary || !this.#paired || this.corrupted) return
-    const departure = { slot, since, until: this.#committed, content }
-    const fits = this.#departures.allows(departure, this.#snapshots)
+    // Parts of a copy count here: they are no checkpoints, and go into the image.
+    const until = side.group.secondary.machine.committed
+    const fits = this.#departures.allows({ slot, since, until, content }, this.#snapshots)
     this.#check(fits, `1: disk ${slot} has left as no checkpoint from ${since} on`)
   }
 
