@@ -70,7 +70,10 @@ export class SocketLink implements Link, Receiver {
   }
 
   send(frame: Frame): void {
-    if (!this.#closed) this.#append(frame)
+    if (this.#closed) return
+    this.#append(frame)
+    // A guest may be paused until it has come, and its sender has more to do in this turn.
+    if (frame.type === 'checkpoint' || frame.type === 'done') this.#flush()
   }
 
   /** `handed`: see the invariants above. */

@@ -233,8 +233,8 @@ export class Journal implements EpochLog {
   ): Promise<void> {
     if (this.#failed !== undefined) throw this.#failed
     assert(checkpoint > this.#queuedCommit, 'checkpoints are committed in order')
-    // The record first: a segment that is begun for it must not say that it lies before.
-    this.#put(commitRecord(checkpoint, state))
+    // Where the segment is full as well: a guest may wait for this, and not for the record behind it, which begins the next.
+    this.#add(commitRecord(checkpoint, state))
     this.#queuedCommit = checkpoint
     this.#state = state
     this.#segments.settle(checkpoint)
@@ -275,11 +275,18 @@ export class Journal implements EpochLog {
     await this.#options.store.close()
   }
 
-  /** @returns where the record is */
+  /** Adds a record to a segment that has room. @returns where the record is */
   #put(record: Readonly<Frame>): number {
     const { lastBytes } = this.#segments
-    assert(lastBytes !== undefined && !this.#closed, 'a journal is begun before it is written')
-    if (lastBytes >= this.#segmentBytes) this.#newSegment(lastBytes)
+    if (lastBytes !== undefined && lastBytes >= this.#segmentBytes) this.#newSegment(lastBytes)
+    return this.#add(record)
+  }
+
+  #add(record: Readonly<Frame>): number {
+    assert(
+      this.#segments.lastBytes !== undefined && !this.#closed,
+      'a journal is begun before it is written',
+    )
     this.#copy(record)
     const isData = record.type === 'write' || record.type === 'zero'
     const { segment, at } = this.#segments.put(HEADER_SIZE + record.payload.length, isData)

@@ -324,7 +324,12 @@ export class Toolstack {
   }
 
   #switchOff(side: Side): void {
-    side.group.setReplicating(false)
+    try {
+      side.group.setReplicating(false)
+    } catch (error) {
+      // It is leaving its role.
+      return this.#oracle.commandFailed('switch off', error)
+    }
     this.#oracle.switchedOff.add(side.life)
     this.#later(600, () => this.#switchOn(side))
   }

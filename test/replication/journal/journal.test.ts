@@ -157,6 +157,7 @@ void t.test('a segment that cannot be made is made later, under the same number'
   const { journal, store } = await open(new MemorySegments(), 4 * KiB)
   store.failing = 'create'
   journal.append(write(1, 2 * KiB))
+  journal.append(write(2, 512))
   const first = journal.commit(1, at(1))
   await t.rejects(first, { code: 'NO_SPACE' })
   store.failing = undefined
@@ -165,6 +166,22 @@ void t.test('a segment that cannot be made is made later, under the same number'
   await journal.commit(2, at(2))
   t.same(await contentOf(store), { 2: [2] })
 })
+
+void t.test(
+  'a commit does not wait for a segment to be made, also where the present one is full',
+  async (t) => {
+    const { journal, store } = await open(new MemorySegments(), 4 * KiB)
+    journal.append(write(1, 2 * KiB))
+    store.failing = 'create'
+    await journal.commit(1, at(1))
+    t.same(await contentOf(store), { 1: [1] })
+    store.failing = undefined
+    await journal.restart()
+    journal.append(write(2, 512))
+    await journal.commit(2, at(2))
+    t.same(await contentOf(store), { 1: [1], 2: [2] })
+  },
+)
 
 void t.test('segments go when every epoch in them is in the images', async (t) => {
   const { journal, store } = await open(new MemorySegments(), 16 * KiB)
