@@ -6,7 +6,10 @@
 
 import type { GroupStatus, Protection } from '../replication/group.ts'
 
-type Situation = Pick<GroupStatus, 'group' | 'role' | 'protection' | 'heals' | 'refused' | 'error'>
+type Situation = Pick<
+  GroupStatus,
+  'group' | 'role' | 'protection' | 'heals' | 'refused' | 'leaving' | 'error'
+>
 
 type Unprotected = Exclude<Protection, 'protected'>
 
@@ -14,6 +17,7 @@ type Unprotected = Exclude<Protection, 'protected'>
 export function adviceOn(status: Situation): string | undefined {
   const { role, protection, heals } = status
   if (protection === 'protected') return undefined
+  if (status.leaving) return LEAVING
   if (!heals) return 'this does not heal by itself: the reason says what to do'
   return role === 'secondary' ? SECONDARY[protection](status) : primaryAdvice(status, protection)
 }
@@ -29,6 +33,9 @@ function primaryAdvice({ role, group, refused }: Situation, protection: Unprotec
     return 'writes are kept here only: start the other side again, as its secondary, and it catches up by itself'
   return PRIMARY[protection]
 }
+
+const LEAVING =
+  'no write is taken here: this side is becoming a secondary, and goes on trying by itself; where the error names what keeps it from that, mend it'
 
 const PRIMARY: Readonly<Record<Exclude<Unprotected, 'frozen'>, string>> = {
   unprotected:

@@ -313,9 +313,11 @@ export class GroupDisks {
   #rememberLater(): void {
     const { environment, troubles, primary, secondary } = this.#options
     environment.timers.after(RETRY_MS, () => {
-      const machine = primary()?.machine
-      if (machine === undefined || this.#closed) return
-      void Promise.resolve(secondary().log.persist(machine.state(false))).then(
+      const side = primary()
+      if (side === undefined || this.#closed) return
+      // 10: its role may be given up in what is being remembered now, which says it of the disks as well.
+      if (side.isLeaving) return this.#rememberLater()
+      void Promise.resolve(secondary().log.persist(side.machine.state(false))).then(
         () => troubles.over('journal'),
         () => this.#rememberLater(),
       )

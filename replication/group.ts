@@ -127,6 +127,8 @@ export interface GroupStatus extends SideStatus {
   readonly spilledBytes: number
   /** Bytes of journal on disk. */
   readonly journalBytes: number
+  /** Whether a primary is giving up its role: no guest's write is taken any more. */
+  readonly leaving: boolean
   /** What is wrong now and does not show in `protection`; goes when it has healed. */
   readonly error: string | null
   /** What went wrong since an operator acknowledged last, oldest first. */

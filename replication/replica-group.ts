@@ -15,6 +15,7 @@ import type { BlockDevice } from '../core/block-device.ts'
 import { asFault, Fault } from '../core/fault.ts'
 import { Alarms } from './alarms.ts'
 import { CheckpointTimes } from './checkpoint-times.ts'
+import { Demotion } from './demotion.ts'
 import type { Dial, GroupEnvironment, Link, LinkHandlers } from './environment.ts'
 import type {
   GroupEvent,
@@ -46,13 +47,13 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   readonly #secondary: SecondarySide
   #primary: PrimarySide | undefined
   readonly #disks: GroupDisks
+  readonly #demotion: Demotion
   readonly #times = new CheckpointTimes()
   readonly #clock: ProtectionClock
   #recovery: Recovery | null = null
   #replicating = true
   /** Told after each event, for whoever waits for a state. */
   #changed: (() => void) | undefined
-  #demoting: Promise<void> | undefined
   #closing: Promise<void> | undefined
 
   /** @param dial how to reach the other side; undefined where it is not known */
@@ -77,6 +78,13 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       primary: () => this.#primary,
       objection: () => this.#disksObjection(),
       closeGroup: () => this.close(),
+    })
+    this.#demotion = new Demotion({
+      ...{ group: settings.group, environment: this.#environment, troubles: this.#troubles },
+      primary: () => this.#primary,
+      secondary: () => this.#secondary,
+      images: () => this.#disks.members.map(({ image }) => image),
+      follow: (state, changed) => this.#demoted(state, changed),
     })
     this.#secondary = new SecondarySide(settings, this.#environment, this.#troubles, {
       regions: this.#disks.regions,
@@ -105,7 +113,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
 
   /** Whether this side is giving up its role as primary. */
   get demoting(): boolean {
-    return this.#demoting !== undefined
+    return this.#demotion.isBegun
   }
 
   /** Whether it has ended, or is about to. */
@@ -180,6 +188,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       ramdiskBytes: this.#secondary.memory.bytesInUse,
       spilledBytes: this.#secondary.reception.spilledBytes,
       journalBytes: this.#secondary.log.bytes,
+      leaving: this.#primary?.isLeaving ?? false,
       error: this.#troubles.first,
       alarms: this.#alarms.list(),
     }
@@ -195,7 +204,8 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   }
 
   async promote(force: boolean): Promise<GroupStatus> {
-    await this.#demoting
+    await this.#demotion.underWay
+    if (this.#demotion.isBegun) this.#primary?.assertStays()
     if (this.#primary?.machine.role === 'primary')
       throw new Fault(
         'NOT_PERMITTED',
@@ -217,14 +227,14 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
         where: `group ${this.name}`,
         remedy: 'use switchover to exchange the roles, or force to go on with none active',
       })
-    await this.#stepDown('an operator has demoted this side')
+    await this.#demotion.begin('an operator has demoted this side')
     return this.status()
   }
 
   async switchover(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<GroupStatus> {
     await leaveRole({
       ...{ group: this.name, primary: this.#primary, listens: this.#settings.listens, timeoutMs },
-      stepDown: (reason, decided) => this.#stepDown(reason, decided),
+      stepDown: (reason, decided) => this.#demotion.begin(reason, decided),
     })
     await this.#followed(timeoutMs)
     return this.status()
@@ -254,7 +264,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
 
   async resolveSplit(discard: 'local' | 'remote'): Promise<GroupStatus> {
     if (discard === 'local' && this.#primary !== undefined)
-      await this.#stepDown('an operator has given up the changes of this side')
+      await this.#demotion.begin('an operator has given up the changes of this side')
     if (this.#primary === undefined) this.#secondary.discard(discard)
     else this.#primary.discard(discard)
     return this.status()
@@ -317,7 +327,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   }
 
   async #close(): Promise<void> {
-    await this.#demoting?.catch(() => undefined)
+    await this.#demotion.close()
     if (this.#primary !== undefined) await this.#endPrimary(this.#primary)
     try {
       await this.#secondary.close()
@@ -342,7 +352,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   /** Why the disks cannot be changed now. */
   #disksObjection(): string | undefined {
     if (this.#closing !== undefined) return 'the group is being closed'
-    if (this.#demoting !== undefined) return 'this side is being demoted'
+    if (this.demoting) return 'this side is being demoted'
     if (this.#primary?.isLeaving === true) return 'this side is leaving its role'
     if (this.#primary === undefined && this.#secondary.isTakingOver)
       return 'this side is being promoted'
@@ -405,11 +415,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
       ...{ remembered, shared },
       disks: this.#disks.tracked(changed),
       persist: (state) => this.#secondary.log.persist(state),
-      stepDown: (reason) => {
-        void this.#stepDown(reason).catch((error: unknown) => {
-          this.#troubles.report('role', asFault(error, 'IO', 'cannot step down').message)
-        })
-      },
+      stepDown: (reason) => this.#demotion.start(reason),
     })
     this.#primary = primary
     this.#disks.serve(primary, remembered.apart)
@@ -422,44 +428,15 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
     if (!this.#replicating) this.#secondary.setReplicating(false)
   }
 
-  /** @param decided called when the role is given up, durably, and the link is still there */
-  #stepDown(reason: string, decided?: () => void): Promise<void> {
-    this.#demoting ??= this.#becomeSecondary(reason, decided).finally(() => {
-      this.#demoting = undefined
-    })
-    return this.#demoting
-  }
-
-  async #becomeSecondary(reason: string, decided?: () => void): Promise<void> {
-    const primary = this.#primary
-    if (primary === undefined) return
-    this.#environment.logger.warn({ group: this.name, reason }, 'becoming a secondary')
-    const fault = new Fault('NOT_PERMITTED', `this side is being demoted: ${reason}`, {
-      where: this.name,
-    })
-    if (decided === undefined) await primary.end(fault)
-    else await primary.retire(fault)
-    await this.#secondary.drained()
-    for (const { image } of this.#disks.members) await image.flush()
-    const remembered = primary.machine.state(true)
-    // What no checkpoint has is nothing that the other side could build on.
-    const apart = Object.keys(remembered.apart).map((name) => [name, 'partial'] as const)
-    const state: ReplicaState = {
-      ...remembered,
-      role: 'secondary',
-      apart: Object.fromEntries(apart),
-    }
-    const changed = primary.changes()
-    await this.#secondary.log.persist(state)
-    decided?.()
-    if (decided !== undefined) await primary.end(fault)
+  /** From the instant of this call the disks are a secondary's. */
+  #demoted(state: ReplicaState, changed: readonly (readonly ChangedRange[])[]): void {
     this.#disks.track(false)
     for (const { disk, passive } of this.#disks.members) disk.use(passive)
     this.#primary = undefined
     this.#secondary.log.follow()
     this.#follow(state, changed)
     // What kept a primary from its work, or from giving it up, is past: the images and the log have taken everything.
-    for (const what of ['role', 'disk']) this.#troubles.over(what)
+    for (const what of ['role', 'disk', 'journal']) this.#troubles.over(what)
     this.#environment.onEvent({
       event: 'REPLICATION_ROLE',
       data: { group: this.name, role: 'secondary', term: state.term },

@@ -6,7 +6,7 @@ type Situation = Parameters<typeof adviceOn>[0]
 
 const CALM: Situation = {
   ...{ group: 'vm1', role: 'primary', protection: 'unprotected' },
-  ...{ heals: true, refused: false, error: null },
+  ...{ heals: true, refused: false, leaving: false, error: null },
 }
 
 const CASES: readonly (readonly [string, Partial<Situation>, RegExp, RegExp])[] = [
@@ -25,6 +25,12 @@ const CASES: readonly (readonly [string, Partial<Situation>, RegExp, RegExp])[] 
     /restore the link/,
   ],
   ['one that nothing but an operator heals', { heals: false }, /the reason says/, /link/],
+  [
+    'one that is becoming a secondary, whose journal is full',
+    { refused: true, leaving: true, heals: false, error: 'the journal is full' },
+    /no write is taken.*becoming a secondary.*error names/,
+    /kept here only|catches up|does not heal/,
+  ],
   ['an active one', { role: 'active' }, /start the other side again/, /link/],
   ['one that nobody answers', { protection: 'connecting' }, /secondary has not answered/, /called/],
   [

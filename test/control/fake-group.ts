@@ -34,6 +34,7 @@ export class FakeGroup implements ReplicationGroup {
       disks: [{ name: 'disk0', size: 1 << 30, dirtyBytes: 4096, standing: 'whole' }],
       heals: true,
       refused: false,
+      leaving: false,
       checkpoints: null,
       resync: null,
       verify: null,

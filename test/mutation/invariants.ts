@@ -356,6 +356,16 @@ export const INVARIANTS: readonly Mutant[] = [
     caughtBy: 'on-link-loss=continue: a lost link lets waiting writes complete once, as dirty',
   },
   {
+    of: '21',
+    defect: 'a primary that could not become a secondary does not try again',
+    file: 'replication/demotion.ts',
+    from: 'if (again) this.#later(reason, decided)',
+    to: 'void this.#later.bind(this, reason, decided)',
+    test: 'test/replication/demotion.test.ts',
+    caughtBy:
+      '21: a demotion that fails is tried again, though the other side is refused for the size of a disk',
+  },
+  {
     of: '22',
     defect: 'a second promote fails',
     file: 'replication/replica-group.ts',

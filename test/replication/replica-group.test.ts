@@ -6,7 +6,7 @@ import type { BlockDevice } from '../../core/block-device.ts'
 import { Fault } from '../../core/fault.ts'
 import { SILENT } from '../../core/logger.ts'
 import { KiB, MiB } from '../../core/units.ts'
-import type { Link, LinkHandlers } from '../../replication/environment.ts'
+import type { LinkHandlers } from '../../replication/environment.ts'
 import type { GroupEvent } from '../../replication/group.ts'
 import { frame, type Frame } from '../../replication/machine/frame.ts'
 import type { Hello } from '../../replication/machine/handshake.ts'
@@ -14,39 +14,10 @@ import { NODE_TIMERS } from '../../replication/node-timers.ts'
 import { memoryRegions } from '../../replication/regions/region-store.ts'
 import { ReplicaGroup } from '../../replication/replica-group.ts'
 import { MemoryDevice } from '../nbd/memory-device.ts'
+import { FakeLink } from './fake-link.ts'
 import { MemorySegments } from './journal/memory-segments.ts'
 
 const SIZE = 64 * MiB
-
-/** The secondary's end of a link; the test is the primary. */
-class FakeLink implements Link {
-  readonly peer = 'primary'
-  closed = false
-  readonly sent: Frame[] = []
-  #waiting: { type: string; resolve: (frame: Frame) => void }[] = []
-
-  send(outgoing: Frame): void {
-    this.sent.push(outgoing)
-    const waiting = this.#waiting.filter(({ type }) => type === outgoing.type)
-    this.#waiting = this.#waiting.filter(({ type }) => type !== outgoing.type)
-    for (const { resolve } of waiting) resolve(outgoing)
-  }
-
-  sendData(outgoing: Frame, handed: () => void): void {
-    this.send(outgoing)
-    handed()
-  }
-
-  next(type: string): Promise<Frame> {
-    return new Promise((resolve) => this.#waiting.push({ type, resolve }))
-  }
-
-  pause(): void {}
-  resume(): void {}
-  close(): void {
-    this.closed = true
-  }
-}
 
 interface Replica {
   readonly group: ReplicaGroup

@@ -42,17 +42,20 @@ export interface Pair {
 
 export interface PairOptions {
   readonly primary?: Partial<GroupSettings>
+  /** What the primary is given of the world in place of the usual. */
+  readonly environment?: Partial<GroupEnvironment>
   readonly contents?: { readonly primary?: Buffer; readonly secondary?: Buffer }
 }
 
 /** Starts both sides, and awaits their protection. */
 export async function startPair({
   primary: settings,
+  environment,
   contents = {},
 }: PairOptions = {}): Promise<Pair> {
   const sent: Frame[] = []
   let ends: readonly [Wire, Wire] | undefined
-  const secondary = await startSide('secondary', {}, contents.secondary, undefined)
+  const secondary = await startSide('secondary', { content: contents.secondary })
   const pair = { back: (frame: Frame): Frame | undefined => frame }
   const dial: Dial = (connected) => {
     connected((handlers) => {
@@ -80,7 +83,9 @@ export async function startPair({
     })
     return () => undefined
   }
-  const primary = await startSide('primary', settings ?? {}, contents.primary, dial)
+  const primary = await startSide('primary', {
+    ...{ settings, environment, content: contents.primary, dial },
+  })
   if (primary.group.status().protection !== 'protected') await primary.next(isProtected)
   return {
     ...{ primary, secondary, sent },
@@ -156,11 +161,16 @@ class Wire implements Link {
   }
 }
 
-async function startSide(
+export interface SideOptions {
+  readonly settings?: Partial<GroupSettings> | undefined
+  readonly environment?: Partial<GroupEnvironment> | undefined
+  readonly content?: Buffer | undefined
+  readonly dial?: Dial | undefined
+}
+
+export async function startSide(
   role: 'primary' | 'secondary',
-  settings: Partial<GroupSettings>,
-  content: Buffer | undefined,
-  dial: Dial | undefined,
+  { settings, environment: given, content, dial }: SideOptions,
 ): Promise<Side> {
   const events: GroupEvent[] = []
   const waiting = new Set<(event: GroupEvent) => void>()
@@ -179,6 +189,7 @@ async function startSide(
     fence: () => Promise.resolve({ fenced: false, detail: '' }),
     openSegments: () => Promise.reject(new Error('there is no journal')),
     openRegions: (_group, _disk, size) => Promise.resolve(memoryRegions(size, 64 * KiB)),
+    ...given,
   }
   const group = new ReplicaGroup(
     {
