@@ -16,17 +16,17 @@ import { ChangedBlocks, type Run } from './changed-blocks.ts'
 import { frame, PARTIAL, UNASKED } from './frame.ts'
 import {
   ackObjection,
-  encodeDisk,
   encodeHello,
   TELLS,
   verdictOn,
-  type DiskIdentity,
   type Hello,
   type Refusal,
 } from './handshake.ts'
 import { LinkLossPolicy } from './link-loss-policy.ts'
 import { Liveness } from './liveness.ts'
 import { PrimaryCheckpoints } from './primary-checkpoints.ts'
+import { PrimaryDisks } from './primary-disks.ts'
+import { PrimaryLead } from './primary-lead.ts'
 import { PrimaryOutbox } from './primary-outbox.ts'
 import { PrimaryStanding } from './primary-standing.ts'
 import { ProtectionReport } from './protection-report.ts'
@@ -50,9 +50,6 @@ type Link =
   | { readonly kind: 'settling'; readonly checkpoint: number }
   | { readonly kind: 'streaming' }
 
-/** The largest number that a frame has room for. */
-const MOST_NUMBER = 0xffff
-
 export class PrimaryMachine {
   readonly #settings: PrimarySettings
   readonly #liveness: Liveness
@@ -66,12 +63,8 @@ export class PrimaryMachine {
   #durable = false
   /** What the secondary that is connected can do. */
   #able: Pick<Hello, 'features' | 'durable'> | undefined
-  /** Whether disks can be added and removed while the link is there. */
-  #peerTakesDisks = false
   #replicating = true
-  #deposed = false
-  /** Whether a guest has used this side, or a secondary has followed it, since this machine was made. */
-  #used = false
+  readonly #lead: PrimaryLead
   readonly #linkLoss: LinkLossPolicy
   #heals = true
   /** Whether it was the secondary that ended the last link, by a refusal. */
@@ -80,8 +73,7 @@ export class PrimaryMachine {
   #reason: string | undefined
   readonly #checkpoints: PrimaryCheckpoints
   readonly #resync: ResyncTerms
-  /** Why the role is to be given up, until the shell has been told. */
-  #stepsDown: string | undefined
+  readonly #disks: PrimaryDisks
   readonly #report: ProtectionReport
   readonly #out: PrimaryOutbox
 
@@ -94,7 +86,15 @@ export class PrimaryMachine {
     this.#linkLoss = new LinkLossPolicy(settings)
     this.#self = new PrimaryStanding(settings)
     this.#out = new PrimaryOutbox()
+    this.#lead = new PrimaryLead(settings.group, this.#out)
     this.#checkpoints = new PrimaryCheckpoints(settings, this.#self, this.#out)
+    this.#disks = new PrimaryDisks({
+      self: this.#self,
+      carried: this.#carried,
+      changed: this.#changed,
+      resync: this.#resync,
+      out: this.#out,
+    })
     if (this.#self.role === 'active') {
       this.#reason = ALONE
       // Whoever promoted it wants it to serve.
@@ -161,12 +161,12 @@ export class PrimaryMachine {
 
   /** Why the guest may not write, or undefined when it may. */
   get writeObjection(): string | undefined {
-    return this.#deposed ? 'this copy was deposed: the other side is the active one' : undefined
+    return this.#lead.writeObjection
   }
 
   /** 14: no write begins and none is acknowledged. */
   get frozen(): boolean {
-    if (!this.#linkLoss.freezes || this.#deposed) return false
+    if (!this.#linkLoss.freezes || this.#lead.isDeposed) return false
     return this.#link.kind === 'down' || this.#link.kind === 'greeting'
   }
 
@@ -190,7 +190,7 @@ export class PrimaryMachine {
     const link = this.#link
     // A secondary that gets a copy has nothing to take over with before it is whole, which may be hours.
     const copies = (link.kind === 'learning' || link.kind === 'resyncing') && link.copies
-    return this.#self.ack !== 'sent' && this.#linkLoss.freezes && !this.#deposed && !copies
+    return this.#self.ack !== 'sent' && this.#linkLoss.freezes && !this.#lead.isDeposed && !copies
   }
 
   /** Whether the secondary is sent everything. */
@@ -203,7 +203,7 @@ export class PrimaryMachine {
    * that was deposed refuses the write, so nothing parts.
    */
   get mustFork(): boolean {
-    if (this.#deposed) return false
+    if (this.#lead.isDeposed) return false
     return this.#self.shared && (this.#link.kind === 'down' || this.#link.kind === 'greeting')
   }
 
@@ -252,12 +252,12 @@ export class PrimaryMachine {
 
   /** A guest reads. Hot path. */
   reading(): void {
-    this.#used = true
+    this.#lead.use()
   }
 
   /** A guest's write is about to change [at, at + length). */
   writing(disk: number, at: number, length: number): void {
-    this.#used = true
+    this.#lead.use()
     this.#changed.mark(disk, at, length, this.#self.announced + 1)
   }
 
@@ -331,8 +331,7 @@ export class PrimaryMachine {
     const news = this.#report.news(this)
     if (news !== undefined) this.#out.event(news)
     // Last: what this does is the next step of this machine, and tells of what comes after.
-    if (this.#stepsDown !== undefined) this.#out.add({ type: 'step-down', reason: this.#stepsDown })
-    this.#stepsDown = undefined
+    this.#lead.stepDown()
     return this.#out.take()
   }
 
@@ -421,11 +420,12 @@ export class PrimaryMachine {
         this.#resynced(input.session, input.nowMs)
         return
       case 'disk-added':
-        return this.#added(input.disk)
+        return this.#afterDisks(this.#disks.add(input.disk), `disk "${input.disk.name}" was added`)
       case 'disk-removed':
-        return this.#removed(input.disk)
+        this.#disks.remove(input.disk)
+        return this.#afterDisks(undefined, 'a disk was removed')
       case 'disk-grown':
-        return this.#grown(input.disk, input.size)
+        return this.#afterDisks(this.#disks.grow(input.disk, input.size), 'a disk has grown')
       case 'disk-news':
         return this.#diskNews(input)
       case 'disk-failed':
@@ -450,7 +450,7 @@ export class PrimaryMachine {
     const copies = verdict.resync === 'everything'
     this.#base(copies, verdict.at, Math.max(hello.announced ?? 0, hello.checkpoint))
     this.#carried.greet(sent, hello, copies)
-    this.#peerTakesDisks = hello.features.includes('disks')
+    this.#disks.greet(hello)
     // One that settles is part of this line with its first checkpoint, and until then of its own.
     if (!verdict.settles) this.#self.shared = true
     this.#able = hello
@@ -520,84 +520,22 @@ export class PrimaryMachine {
     this.#refusedLast = true
   }
 
-  #added(disk: DiskIdentity): void {
-    const index = this.#carried.add(disk)
-    this.#changed.add(disk)
-    if (this.#link.kind === 'greeting') return this.#closeLink(`disk "${disk.name}" was added`)
-    this.#offer(index)
+  /** @param objection why the link cannot go on with the disks as they are now, where it cannot */
+  #afterDisks(objection: string | undefined, change: string): void {
+    // The hello that was sent tells of other disks.
+    if (this.#link.kind === 'greeting') this.#closeLink(change)
+    else if (objection !== undefined) this.#closeLink(objection)
   }
 
-  #grown(disk: number, size: number): void {
-    this.#carried.grow(disk, size)
-    this.#changed.grow(disk, size)
-    // The hello that was sent tells of another size, and so does what was offered.
-    if (this.#link.kind === 'greeting') return this.#closeLink('a disk has grown')
-    this.#offer(disk)
-  }
-
-  /** Tells the secondary of a disk that it may take, if it is one and there is a link that can carry it. */
-  #offer(index: number): void {
-    const { kind } = this.#link
-    if (kind === 'down' || kind === 'greeting' || !this.#peerTakesDisks) return
-    const offer = this.#carried.offer(index)
-    if (offer === undefined) return
-    const { number, disk } = offer
-    if (number > MOST_NUMBER) return this.#closeLink('the numbers of disks are used up')
-    this.#out.send(frame('offer', { disk: number, payload: encodeDisk(disk) }))
-  }
-
-  #removed(disk: number): void {
-    const { kind } = this.#link
-    if (kind === 'greeting') this.#closeLink('a disk was removed')
-    else if (kind !== 'down' && this.#peerTakesDisks)
-      this.#out.send(frame('withdraw', { disk: this.#carried.numberOf(disk) }))
-    this.#carried.remove(disk)
-    this.#changed.drop(disk)
-  }
-
-  #diskNews({ news, number, size, nowMs }: Extract<PrimaryInput, { type: 'disk-news' }>): void {
-    this.#liveness.heard(nowMs)
-    if (news === 'accept') {
-      const offered = this.#carried.offered(number)
-      if (offered === -1) return
-      if (this.#carried.accept(offered, size)) return this.#copyAdded()
-      return this.#offer(offered)
-    }
-    const index = this.#carried.indexOf(number)
-    // It may have been removed here in the meantime.
-    if (index === -1) return
-    if (news === 'resized') return this.#carried.learnSize(index, size)
-    this.#carried.lose(index)
-    this.#out.add({ type: 'remember' })
-    // It may come back.
-    this.#offer(index)
-  }
-
-  /** Copies what was added, beside the stream, when the secondary has all the rest. */
-  #copyAdded(): void {
-    if (this.#link.kind !== 'streaming' || !this.#carried.mayCopy) return
-    const session = this.#resync.nextSession()
-    const disks = this.#carried.begin(session)
-    for (const disk of disks) this.#changed.unsendAll(disk)
-    this.#out.add({ type: 'resync', session, copies: false, compares: false, disks })
-  }
-
-  #copied(): void {
-    for (const disk of this.#carried.end(this.#self.announced + 1))
-      this.#out.send(frame('complete', { disk }))
-    this.#copyAdded()
+  #diskNews(input: Extract<PrimaryInput, { type: 'disk-news' }>): void {
+    this.#liveness.heard(input.nowMs)
+    const objection = this.#disks.hear(input)
+    if (objection !== undefined) return this.#closeLink(objection)
+    if (this.#link.kind === 'streaming') this.#disks.copy()
   }
 
   #depose(reason: string): void {
-    if (!this.#used) {
-      this.#heals = true
-      this.#stepsDown = reason
-    }
-    if (this.#deposed) return
-    this.#heals = !this.#used
-    this.#deposed = true
-    const error = `deposed: ${reason}; this copy acknowledges no more writes`
-    this.#out.event({ event: 'REPLICATION_ERROR', data: { group: this.#settings.group, error } })
+    this.#heals = this.#lead.depose(reason) ?? this.#heals
   }
 
   /** Another primary would have this side follow it. */
@@ -612,15 +550,16 @@ export class PrimaryMachine {
       return answer(verdict.code, verdict.reason)
     }
     this.#depose('the other side was promoted, or an operator has chosen its data')
-    if (this.#used)
+    if (this.#lead.isUsed)
       answer('unready', 'the other side is still a primary: stop its guest, then demote it')
     else answer('unready', 'the other side is becoming a secondary')
-    if (this.#used) this.#reason = DEPOSED
+    if (this.#lead.isUsed) this.#reason = DEPOSED
     if (this.#link.kind !== 'down') this.#closeLink(DEPOSED)
   }
 
   #resynced(session: number, nowMs: number): void {
-    if (this.#link.kind === 'streaming' && this.#carried.isCopy(session)) return this.#copied()
+    if (this.#link.kind === 'streaming' && this.#carried.isCopy(session))
+      return this.#disks.copied()
     if (this.#link.kind !== 'resyncing' || this.#link.session !== session) return
     const settles = this.#link.settles || this.#link.copies || this.#resync.inParts
     this.#resync.sent()
@@ -636,13 +575,13 @@ export class PrimaryMachine {
   }
 
   #streaming(): void {
-    this.#used = true
+    this.#lead.use()
     this.#link = { kind: 'streaming' }
     this.#reason = undefined
     this.#linkLoss.arm()
     this.#self.discard = null
     this.#out.send(frame('synced'))
-    this.#copyAdded()
+    this.#disks.copy()
     if (this.#self.role === 'primary') return
     this.#self.role = 'primary'
     this.#out.event({
@@ -732,11 +671,12 @@ export class PrimaryMachine {
     if (this.#link.kind === 'resyncing' && this.#link.copies) this.#resync.split()
     this.#link = { kind: 'down' }
     this.#carried.down()
+    this.#disks.down()
     this.#reason = reason
     this.#refusedLast = false
     const peer = this.#peer
     this.#peer = null
-    if (wasUp && this.#settings.fences && !this.#deposed)
+    if (wasUp && this.#settings.fences && !this.#lead.isDeposed)
       this.#out.add({ type: 'fence', peer: peer ?? '' })
     this.#checkpoints.giveUpAll(reason)
     if (wasUp)
