@@ -59,7 +59,7 @@ export async function checkpointSection(effort: Effort): Promise<Section> {
   const during = `4 KiB write of the guest, qd 1, while ${WORKING_SET / MIB} MiB are flushed`
   return {
     title: 'Pause of a checkpoint',
-    about: `From the command to its answer: what a VM that is paused for it waits, of ${CHECKPOINTS} checkpoints in each round. ${durabilityNote(durable)} One fdatasync of 4 KiB took ${oneSync.toFixed(2)} ms here. The last rows are what a guest's write takes right after a checkpoint: colotap's secondary writes the epoch to its image meanwhile; QEMU's has it there, and its primary copies on write.`,
+    about: `From the command to its answer: what a VM that is paused for it waits, of ${CHECKPOINTS} checkpoints in each round, one after the other: the epoch before may still be on its way into the secondary's image. ${durabilityNote(durable)} One fdatasync of 4 KiB took ${oneSync.toFixed(2)} ms here. The last rows are what a guest's write takes right after a checkpoint: colotap's secondary writes the epoch to its image meanwhile; QEMU's has it there, and its primary copies on write.`,
     rows: [
       ...amounts.flatMap(({ dirtyMiB, middle, worst }) => [
         middle.build(`${dirtyMiB} MiB dirty, median`, 'ms'),

@@ -145,14 +145,27 @@ export class PrimaryDisk implements BlockDevice {
     }
   }
 
-  /** The image has become larger by this range, which holds zeroes. */
-  extend(at: number, length: number): MaybePromise<void> {
-    return this.#change(
-      at,
-      length,
-      () => undefined,
-      (last) => this.#forwardZero(at, length, last),
-    )
+  /**
+   * The image has become larger by this range, which holds zeroes: sends them in the order of the guest's writes, or leaves them to the
+   * next link. Nobody waits for an acknowledgement, nor, as whoever mends a pair may do it by this, for a frozen group.
+   * @throws Fault when this side is leaving its role
+   */
+  async extend(at: number, length: number): Promise<void> {
+    const { machine, forwarding } = this.#group
+    while (!machine.frozen) {
+      const ready = this.#group.ready()
+      if (!isPromise(ready)) break
+      await ready
+    }
+    const ticket = await this.#lock.acquire(at, length)
+    try {
+      this.#checkWritable()
+      machine.writing(this.#index, at, length)
+      if (machine.written(this.#index, at, length))
+        this.#forwardZero(at, length, (data) => forwarding.sendWrite(data, () => undefined))
+    } finally {
+      this.#lock.release(ticket)
+    }
   }
 
   resize(): Promise<void> {

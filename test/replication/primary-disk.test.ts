@@ -25,6 +25,9 @@ function open(): {
     written: () => true,
     numberOf: () => 0,
     ack: 'sent',
+    get frozen() {
+      return group.frozen
+    },
     get writeObjection() {
       return group.deposed ? 'this copy was deposed' : undefined
     },
@@ -95,6 +98,17 @@ void t.test(
     await refused
   },
 )
+
+void t.test('a disk grows while its group is frozen, and is not acknowledged', async (t) => {
+  const { disk, group, sent } = open()
+  await disk.extend(4096, 4096)
+  group.frozen = true
+  await disk.extend(4096, 4096)
+  const zeroes = { type: 'zero', position: 4096, extent: 4096, flags: PUNCH } as const
+  t.match(sent, [zeroes, zeroes])
+  group.deposed = true
+  await t.rejects(disk.extend(4096, 4096), { code: 'NOT_PERMITTED', message: /deposed/ })
+})
 
 void t.test('zeroes and trims are forwarded as holes, whatever their length', async (t) => {
   const { disk, sent, handed } = open()
