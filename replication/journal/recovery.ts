@@ -126,8 +126,9 @@ class Scanner {
       },
     )
     if (records === 0) {
-      // A crash came while the segment was being begun: nothing in it was ever reported.
-      if (!last || (await isFollowed(this.#store, number, 0, () => true)))
+      // A crash came while the segment was being begun: nothing in it was ever reported. Ones before it go when it has its header.
+      const isAlone = this.#segments.length === 1 && number > 1
+      if (!last || isAlone || (await isFollowed(this.#store, number, 0, () => true)))
         throw damaged(this.#store, `segment ${number} has no header`)
       this.#segments.pop()
       return

@@ -207,6 +207,18 @@ void t.test('segments go when every epoch in them is in the images', async (t) =
   t.match(await scan(store), { committed: 22, flushed: [22] })
 })
 
+void t.test(
+  'a header that is damaged is no journal only where none can have been before',
+  async (t) => {
+    const { store } = await open()
+    const [first] = [...store.files.values()]
+    const torn = Buffer.from(first!)
+    torn.writeUInt8(0xff, 40)
+    t.equal(await scan(MemorySegments.of([[1, torn]])), undefined)
+    await t.rejects(scan(MemorySegments.of([[5, torn]])), { message: /segment 5 has no header/ })
+  },
+)
+
 void t.test('an unknown format, and a segment of nobody, are refused', async (t) => {
   const { store } = await open()
   await t.rejects(scan(MemorySegments.of([[2, store.files.get(1)!]])), { code: 'IO' })
