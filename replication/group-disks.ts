@@ -301,7 +301,7 @@ export class GroupDisks {
     const { log, machine } = this.#options.secondary()
     const disks = this.members.map(({ name, image }) => ({ name, size: image.geometry.size }))
     try {
-      await log.change(disks, (primary()?.machine.state(false) ?? machine.state).apart)
+      await log.change(disks, primary()?.machine.apart ?? machine.state.apart)
     } catch (error) {
       if (!(error instanceof Fault)) throw error
       // The journal itself says that it has failed.

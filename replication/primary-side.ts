@@ -240,7 +240,7 @@ export class PrimarySide {
   }
 
   diskStatus(): DiskStatus[] {
-    const { apart } = this.machine.state(false)
+    const { apart } = this.machine
     return this.#tracked.flatMap(({ name, below, gone }, index) => {
       if (gone === true) return []
       const dirtyBytes = this.machine.dirtyBytes(index)

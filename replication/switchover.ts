@@ -38,7 +38,7 @@ function leaving({ group, primary, listens }: Switchover): PrimarySide {
       'there is no secondary that could take over at once',
       'wait until the group is protected',
     )
-  const [apart] = Object.keys(primary.machine.state(false).apart)
+  const [apart] = Object.keys(primary.machine.apart)
   if (apart !== undefined)
     throw fault(
       `disk "${apart}" is not on the other side yet`,

@@ -13,6 +13,7 @@
 import { ACKS, type Ack, type Protection, type SideStatus } from '../group.ts'
 import { CarriedDisks } from './carried-disks.ts'
 import { ChangedBlocks, type Run } from './changed-blocks.ts'
+import type { ApartDisks } from './disk-sets.ts'
 import { frame, PARTIAL, UNASKED } from './frame.ts'
 import {
   ackObjection,
@@ -300,9 +301,9 @@ export class PrimaryMachine {
     return this.#carried.indexOf(number)
   }
 
-  /** Whether no checkpoint has a disk. */
-  isApart(name: string): boolean {
-    return this.#carried.apart[name] !== undefined
+  /** The disks that no checkpoint has. */
+  get apart(): ApartDisks {
+    return this.#carried.apart
   }
 
   /** Bytes that a disk has on the secondary; undefined while no link carries it. */

@@ -47,7 +47,7 @@ function look({ slots, images, journal, sight }: Side, at: 'bytes' | 'completed'
 /** Whether checkpoints have a disk. */
 export function counts({ group, slots }: Side, slot: number): boolean {
   if (slots.memberOf(slot) === undefined) return false
-  const { apart } = group.primary?.machine.state(false) ?? group.secondary.machine.state
+  const apart = group.primary?.machine.apart ?? group.secondary.machine.state.apart
   return apart[diskName(slot)] === undefined
 }
 

@@ -68,7 +68,7 @@ export class SideDisks {
   /** Whether its clients are served nothing: in this role it is in no checkpoint, and no copy of it is whole. */
   isWithheld(slot: number): boolean {
     const { primary, secondary } = this.#options.group
-    const { apart } = primary?.machine.state(false) ?? secondary.machine.state
+    const apart = primary?.machine.apart ?? secondary.machine.state.apart
     const standing = apart[diskName(slot)]
     return primary === undefined ? standing !== undefined : standing === 'partial'
   }
