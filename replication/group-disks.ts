@@ -7,7 +7,8 @@
  *    the records that follow.
  *  - A disk that is added is in no checkpoint before the other side has all of it (machine/disk-sets.ts).
  *  - A disk that leaves takes with it what was committed: its image has all of that when dismiss() resolves.
- *  - Nothing changes while the role does.
+ *  - Nothing changes while the role does: a planned exchange waits for a disk that grows, and whoever leads when an image is about
+ *    to grow has agreed to that.
  */
 
 import type { BlockDevice } from '../core/block-device.ts'
@@ -56,6 +57,8 @@ export class GroupDisks {
   readonly regions: RegionMap[] = []
   /** Attached to a group that runs, and not admitted yet. */
   #waiting: Member[] = []
+  /** Disks that are growing. */
+  readonly #growing = new Set<Promise<void>>()
   #begun = false
   #closed = false
 
@@ -72,7 +75,11 @@ export class GroupDisks {
       settled: () => secondary.log.settled(this.members.findIndex((each) => each.name === name)),
     })
     const disk = new ReplicaDisk(name, image, passive, {
-      resize: (size) => this.#resize(member, size),
+      resize: async (size) => {
+        const grown = this.#resize(member, size)
+        this.#growing.add(grown)
+        await grown.finally(() => this.#growing.delete(grown))
+      },
       close: async () => {
         try {
           if (this.members.includes(member)) await this.#options.closeGroup()
@@ -89,6 +96,11 @@ export class GroupDisks {
       secondary.join(passive)
     }
     return disk
+  }
+
+  /** Resolves when the disks that grow now have grown, or failed to; undefined while none does. */
+  get growing(): Promise<unknown> | undefined {
+    return this.#growing.size === 0 ? undefined : Promise.allSettled(this.#growing)
   }
 
   /** The group begins with the disks that were attached. @throws Fault when a map of changed regions cannot be opened */
@@ -214,7 +226,12 @@ export class GroupDisks {
     const before = image.geometry.size
     await this.refuseNow(name)
     this.#refuseSize(name, before, size)
-    const objection = await this.#options.primary()?.objectionToSize(name, size)
+    let asked: PrimarySide | undefined
+    let objection: string | undefined
+    do {
+      asked = this.#options.primary()
+      objection = await asked?.objectionToSize(name, size)
+    } while (asked !== this.#options.primary())
     if (objection !== undefined)
       throw new Fault('NOT_PERMITTED', objection, { where: `disk "${name}"` })
     this.#refuseNow(name)

@@ -240,7 +240,7 @@ export class PrimarySide {
   }
 
   diskStatus(): DiskStatus[] {
-    const { apart } = this.machine
+    const apart = this.machine.lacking
     return this.#tracked.flatMap(({ name, below, gone }, index) => {
       if (gone === true) return []
       const dirtyBytes = this.machine.dirtyBytes(index)
@@ -344,6 +344,7 @@ export class PrimarySide {
 
   unhold(): void {
     this.#gate.unhold()
+    this.#admitCopies()
   }
 
   /** The secondary is to take over at this checkpoint; this side has given up its role. */
@@ -482,8 +483,7 @@ export class PrimarySide {
     for (const effect of this.machine.step(input)) this.#perform(effect)
     this.#gate.open()
     this.forwarding.settle()
-    if (this.#awaitingRoom.length === 0 || !this.machine.copyHasRoom) return
-    for (const go of this.#awaitingRoom.splice(0)) go()
+    this.#admitCopies()
   }
 
   #perform(effect: PrimaryEffect): void {
@@ -554,10 +554,15 @@ export class PrimarySide {
     })
   }
 
-  /** Resolves when the present epoch may hold more of what is copied beside it. */
+  /** Resolves when the present epoch may hold more of what is copied beside it; the one that is handed over holds nothing. */
   #copyRoom(): MaybePromise<void> {
-    if (this.machine.copyHasRoom) return undefined
+    if (this.machine.copyHasRoom && !this.isLeaving) return undefined
     return new Promise((resolve) => this.#awaitingRoom.push(resolve))
+  }
+
+  #admitCopies(): void {
+    if (this.#awaitingRoom.length === 0 || !this.machine.copyHasRoom || this.isLeaving) return
+    for (const go of this.#awaitingRoom.splice(0)) go()
   }
 
   #remember(): void {

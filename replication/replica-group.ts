@@ -232,6 +232,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   }
 
   async switchover(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<GroupStatus> {
+    while (this.#disks.growing !== undefined) await this.#disks.growing
     await leaveRole({
       ...{ group: this.name, primary: this.#primary, listens: this.#settings.listens, timeoutMs },
       stepDown: (reason, decided) => this.#demotion.begin(reason, decided),
@@ -248,7 +249,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
         reject(
           new Fault('TIMEOUT', 'both sides are secondaries: the other one has not come back', {
             where: `group ${this.name}`,
-            remedy: 'see that it knows peer=, or promote one of the two; both hold the same data',
+            remedy: 'see that it knows peer=; if it is a secondary too, promote this side',
           }),
         )
       })

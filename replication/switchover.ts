@@ -38,18 +38,23 @@ function leaving({ group, primary, listens }: Switchover): PrimarySide {
       'there is no secondary that could take over at once',
       'wait until the group is protected',
     )
-  const [apart] = Object.keys(primary.machine.apart)
-  if (apart !== undefined)
-    throw fault(
-      `disk "${apart}" is not on the other side yet`,
-      'wait until its copy is whole and a checkpoint was made, or remove it',
-    )
+  refuseLacking(group, primary)
   if (!listens)
     throw fault(
       'nobody could follow: this side does not listen',
       'give it listen=HOST:PORT, and the other side peer= with the same address',
     )
   return primary
+}
+
+/** @throws Fault where the other side could not serve all disks */
+function refuseLacking(group: string, { machine }: PrimarySide): void {
+  const [name] = Object.keys(machine.lacking)
+  if (name === undefined) return
+  throw new Fault('NOT_PERMITTED', `disk "${name}" is not on the other side yet`, {
+    where: `group ${group}`,
+    remedy: 'wait until its copy is whole and a checkpoint was made, or remove it',
+  })
 }
 
 /** The guest's writes wait from before this checkpoint on. @returns its number */
@@ -61,6 +66,8 @@ async function lastCheckpoint(
     await primary.hold()
     const { checkpoint } = await primary.checkpoint(timeoutMs)
     const { protection, reason } = primary.machine
+    // The other side may have removed a disk meanwhile.
+    refuseLacking(group, primary)
     if (protection === 'protected') return checkpoint
     throw new Fault('LINK_LOST', `the secondary has gone meanwhile: ${reason ?? protection}`, {
       where: `group ${group}`,

@@ -21,11 +21,14 @@ interface Disk {
   gone: boolean
   /** The number that the present link knows it by; undefined while there is none. */
   number: number | undefined
-  /** How far it is on the present link. */
-  state: 'absent' | 'awaited' | 'copying' | 'sent' | 'carried'
+  /** How far it is on the present link: with a copy of its own, or (`settling`) with all others. */
+  state: 'absent' | 'awaited' | 'copying' | 'sent' | 'settling' | 'carried'
   /** Bytes on the secondary. */
   peerSize: number
 }
+
+/** States in which the secondary has a disk in no checkpoint, whatever it has of the others. */
+const COPIED: ReadonlySet<Disk['state']> = new Set(['awaited', 'copying', 'sent'])
 
 export class CarriedDisks {
   readonly #disks: Disk[] = []
@@ -47,6 +50,12 @@ export class CarriedDisks {
   /** Disks that no checkpoint has. */
   get apart(): ApartDisks {
     return this.#apart
+  }
+
+  /** The same, and those that the other side alone has in none: it gets a copy of them on the present link. */
+  get lacking(): ApartDisks {
+    const copied = this.#disks.filter(({ state }) => COPIED.has(state))
+    return { ...Object.fromEntries(copied.map(({ name }) => [name, 'new'])), ...this.#apart }
   }
 
   get hello(): HelloDisk[] {
@@ -213,7 +222,7 @@ export class CarriedDisks {
   /** Everything that is carried counts with this checkpoint, if it did not before. */
   countWith(checkpoint: number): void {
     this.#countsWith = checkpoint
-    for (const index of this.carried) this.#of(index).state = 'sent'
+    for (const index of this.carried) this.#of(index).state = 'settling'
   }
 
   /** A checkpoint is done. @returns whether disks count now that did not */
@@ -222,7 +231,7 @@ export class CarriedDisks {
     this.#countsWith = undefined
     let news = false
     for (const disk of this.#disks) {
-      if (disk.state !== 'sent') continue
+      if (disk.state !== 'sent' && disk.state !== 'settling') continue
       disk.state = 'carried'
       news ||= this.#apart[disk.name] !== undefined
       this.#apart = without(this.#apart, disk.name)

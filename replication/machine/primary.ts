@@ -306,6 +306,11 @@ export class PrimaryMachine {
     return this.#carried.apart
   }
 
+  /** The same, and those that the other side has in none: it gets a copy of them. */
+  get lacking(): ApartDisks {
+    return this.#carried.lacking
+  }
+
   /** Bytes that a disk has on the secondary; undefined while no link carries it. */
   sizeThere(disk: number): number | undefined {
     return this.#link.kind === 'down' ? undefined : this.#carried.sizeThere(disk)

@@ -560,7 +560,8 @@ export class SecondaryMachine {
     // Empty epochs may have followed it: their commits come first.
     const newest = this.#commits.at(-1)?.checkpoint ?? this.#state.checkpoint
     if (newest < checkpoint || this.#epochBytes > 0) {
-      const reason = `the primary left its role at checkpoint ${checkpoint}, but this side is at ${newest}; promote either side`
+      const found = newest < checkpoint ? `is at ${newest}` : `was sent more after it`
+      const reason = `the primary left its role at checkpoint ${checkpoint}, but this side ${found}: promote the other one, which has all data`
       this.#out.add({ type: 'close-link', link, reason })
       return this.#linkDown(reason)
     }

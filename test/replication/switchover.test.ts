@@ -3,6 +3,8 @@
 import t from 'tap'
 
 import { KiB } from '../../core/units.ts'
+import type { PrimarySide } from '../../replication/primary-side.ts'
+import { leaveRole } from '../../replication/switchover.ts'
 import type { Frame } from '../../replication/machine/frame.ts'
 import { startPair, type Pair } from './comparison/one-process-pair.ts'
 
@@ -91,5 +93,30 @@ void t.test(
     await primary.disk.write(Buffer.alloc(4096, 1), 0, 0)
     t.equal(primary.image.bytes[0], 1, 'its guest is not held up')
     await pair.close()
+  },
+)
+
+void t.test(
+  'a primary stays one where the other side has lost a disk with the last checkpoint',
+  async (t) => {
+    const did: string[] = []
+    const machine = { protection: 'protected', lacking: {} }
+    const primary = {
+      machine,
+      assertStays: () => undefined,
+      hold: () => Promise.resolve(void did.push('hold')),
+      unhold: () => did.push('unhold'),
+      checkpoint: () => {
+        machine.lacking = { b: 'new' }
+        return Promise.resolve({ checkpoint: 7 })
+      },
+      handOver: () => did.push('hand over'),
+    } as unknown as PrimarySide
+    const stepDown = (): Promise<void> => Promise.resolve(void did.push('step down'))
+    await t.rejects(
+      leaveRole({ group: 'vm', primary, listens: true, timeoutMs: TIMEOUT_MS, stepDown }),
+      { code: 'NOT_PERMITTED', message: /disk "b" is not on the other side/ },
+    )
+    t.same(did, ['hold', 'unhold'])
   },
 )

@@ -41,8 +41,8 @@ const AT_ONE: readonly Step[] = [
 ]
 
 /** What a handover is answered with that this side cannot take. */
-function declined(asked: number, at: number): readonly string[] {
-  const why = `the primary left its role at checkpoint ${asked}, but this side is at ${at}; promote either side`
+function declined(asked: number, found: string): readonly string[] {
+  const why = `the primary left its role at checkpoint ${asked}, but this side ${found}: promote the other one, which has all data`
   return [`1: close: ${why}`, 'discard', `LINK down: ${why}`, `PROTECTION unprotected: ${why}`]
 }
 
@@ -90,7 +90,7 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
     'a handover at a checkpoint that is not here is declined',
     [
       ...AT_ONE,
-      [handover(2), declined(2, 1)],
+      [handover(2), declined(2, 'is at 1')],
       [hello(2, { checkpoint: 1, announced: 2 }), [...greeting(2, '1/1')]],
     ],
   ],
@@ -199,7 +199,7 @@ void t.test('a handover with data that no checkpoint ends is declined', (t) => {
   const machine = newMachine()
   tell(t, 'data after the last checkpoint', machine, AT_ONE)
   machine.diskOf(1, frame('write', { payload: Buffer.alloc(512) }))
-  t.same(machine.step(handover(1)).map(describe), declined(1, 1))
+  t.same(machine.step(handover(1)).map(describe), declined(1, 'was sent more after it'))
   t.equal(machine.role, 'secondary')
   t.end()
 })
