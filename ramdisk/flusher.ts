@@ -4,6 +4,8 @@
  *
  * Invariants:
  *  - An epoch is done when all that it holds was written and flushed after the last write. Only then does the next begin.
+ *  - At most about STEP bytes are written and not flushed: what else is to be durable on the same disk, such as a
+ *    commit that a guest waits for, waits behind no more than that.
  *  - Each piece is taken from the epoch and written while its range is locked. Whoever else writes to the device
  *    takes the same lock, and has the epoch forget the range before giving the lock back.
  *  - At most `inFlight` requests are under way, and the event loop gets its turn between them.
@@ -46,8 +48,11 @@ const FIRST_RETRY = 100
 const LAST_RETRY = 10_000
 /** Zeroes in one request: few enough that a guest's write, which waits for it, waits no long time. */
 const MOST_ZEROES = 32 * MiB
-/** Bytes written without waiting, after which the event loop gets a turn; small writes count for more. */
+/** Bytes of a step, after each of which the device is flushed. */
+const STEP = 2 * MiB
+/** Bytes written without waiting, after which the event loop gets a turn. */
 const BURST = 256 * KiB
+/** Bytes that a small write, and a zeroing, count for in both. */
 const LEAST_COST = 16 * KiB
 
 interface Job {
@@ -73,6 +78,8 @@ export class Flusher {
   #closed = false
   /** Where the epoch that is being written goes on. */
   #cursor = 0
+  /** Bytes that the step under way has left. */
+  #stepLeft = 0
   /** What was written of that epoch may not be there any more. */
   #spoiled = false
   #burst = 0
@@ -145,14 +152,9 @@ export class Flusher {
       if (epoch.isEmpty) return !this.#closed
       this.#cursor = 0
       this.#spoiled = false
-      const writers: Promise<void>[] = []
-      for (let count = this.#options.inFlight ?? 2; count > 0; count -= 1)
-        writers.push(this.#writePieces(epoch))
-      await Promise.all(writers)
-      if (this.#closed) return false
       try {
-        await this.#target.flush()
-        this.#progress += 1
+        do if (!(await this.#putStep(epoch))) return false
+        while (this.#pieceAt(epoch, this.#cursor) !== undefined)
         if (!this.#isSpoiled()) return true
       } catch (error) {
         if (error instanceof AssertionFailure) throw error
@@ -165,13 +167,26 @@ export class Flusher {
     }
   }
 
+  /** Writes the next of `epoch`, as much as makes a step, and flushes it. @returns false when closed before @throws Fault of the flush */
+  async #putStep(epoch: Layer): Promise<boolean> {
+    this.#stepLeft = STEP
+    const writers: Promise<void>[] = []
+    for (let count = this.#options.inFlight ?? 2; count > 0; count -= 1)
+      writers.push(this.#writePieces(epoch))
+    await Promise.all(writers)
+    if (this.#closed) return false
+    await this.#target.flush()
+    this.#progress += 1
+    return true
+  }
+
   #isSpoiled(): boolean {
     return this.#spoiled
   }
 
-  /** Writes pieces of `epoch` one after the other until there is none that nobody writes. */
+  /** Writes pieces of `epoch` one after the other until there is none that nobody writes, or the step is made. */
   async #writePieces(epoch: Layer): Promise<void> {
-    while (!this.#closed) {
+    while (!this.#closed && this.#stepLeft > 0) {
       const piece = this.#nextPiece(epoch)
       if (piece === undefined) return
       let delay = FIRST_RETRY
@@ -183,9 +198,15 @@ export class Flusher {
   }
 
   #nextPiece(epoch: Layer): HeldRun | undefined {
-    const piece = epoch.next(this.#cursor, Number.MAX_SAFE_INTEGER, this.#longest, MOST_ZEROES)
-    if (piece !== undefined) this.#cursor = piece.at + piece.length
+    const piece = this.#pieceAt(epoch, this.#cursor)
+    if (piece === undefined) return undefined
+    this.#cursor = piece.at + piece.length
+    this.#stepLeft -= costOf(piece)
     return piece
+  }
+
+  #pieceAt(epoch: Layer, at: number): HeldRun | undefined {
+    return epoch.next(at, Number.MAX_SAFE_INTEGER, this.#longest, MOST_ZEROES)
   }
 
   /** Writes what `epoch` holds of a piece, once it has the lock. @returns false after a fault, which it has reported */
@@ -273,6 +294,11 @@ export class Flusher {
       this.#waits.add(end)
     })
   }
+}
+
+/** Bytes of data that a piece is as much work as. */
+function costOf({ kind, length }: HeldRun): number {
+  return kind === 'data' ? Math.max(length, LEAST_COST) : LEAST_COST
 }
 
 function shutDown(): Fault {

@@ -145,6 +145,38 @@ void t.test('after a failed flush everything is written again', async (t) => {
   t.equal(image.log.filter(({ kind }) => kind === 'write').length, 4)
 })
 
+void t.test('a long epoch is flushed in steps, and is done after the last', async (t) => {
+  const { image, flusher, epoch } = open({ size: 8 * MiB, inFlight: 1, maxWrite: 256 * KiB })
+  const one = epoch()
+  one.write(tagged(1, 5 * MiB), 0)
+  let durableWhenDone = -1
+  flusher.add(one, () => (durableWhenDone = image.log.length))
+  await runUntil(flusher.idle(), image)
+  const flushes = image.log.flatMap(({ kind }, index) => (kind === 'flush' ? [index] : []))
+  t.same(flushes, [8, 17, 22], 'after 2 MiB, 4 MiB and at the end')
+  t.equal(durableWhenDone, 23)
+})
+
+void t.test(
+  'after a step that could not be flushed those before it are written again',
+  async (t) => {
+    const { image, flusher, epoch, timers, faults } = open({ size: 8 * MiB, maxWrite: 256 * KiB })
+    const one = epoch()
+    one.write(tagged(1, 5 * MiB), 0)
+    const flush = image.flush.bind(image)
+    let flushes = 0
+    image.flush = () => {
+      flushes += 1
+      return flushes === 2 ? Promise.reject(new Error('EIO')) : flush()
+    }
+    flusher.add(one, () => undefined)
+    await runUntil(flusher.idle(), image, timers)
+    t.match(faults, [{ code: 'IO', message: /flush.*EIO/ }])
+    t.equal(image.log.filter(({ kind }) => kind === 'write').length, 16 + 20)
+    t.equal(flushes, 2 + 3)
+  },
+)
+
 void t.test('a device that cannot zero gets zeroes written', async (t) => {
   const { image, flusher, epoch, faults } = open()
   image.canZero = false
