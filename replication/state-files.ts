@@ -9,6 +9,11 @@
 import { mkdir, open, readdir, rename, rm, stat, type FileHandle } from 'node:fs/promises'
 import { dirname } from 'node:path'
 
+import { MiB } from '../core/units.ts'
+
+/** Bytes that are given back in one call: for each MiB the system takes a processor away from everybody else for a good part of a millisecond. */
+const BIT = 2 * MiB
+
 export interface StateFile {
   /** @returns bytes read, fewer than asked for at the end only */
   read(into: Buffer, at: number): Promise<number>
@@ -16,6 +21,8 @@ export interface StateFile {
   write(chunks: readonly Buffer[], at: number): Promise<void>
   /** Resolves when what was written, and the length, survive a crash. */
   sync(): Promise<void>
+  /** Gives its space back, bit by bit; what of it survives a crash is anything. */
+  empty(): Promise<void>
   close(): Promise<void>
 }
 
@@ -96,6 +103,13 @@ class NodeFile implements StateFile {
 
   sync(): Promise<void> {
     return this.#handle.datasync()
+  }
+
+  async empty(): Promise<void> {
+    for (let { size } = await this.#handle.stat(); size > 0;) {
+      size = Math.max(0, size - BIT)
+      await this.#handle.truncate(size)
+    }
   }
 
   close(): Promise<void> {

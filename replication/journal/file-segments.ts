@@ -99,11 +99,17 @@ class FileSegments implements SegmentStore {
 
   remove(number: number): Promise<void> {
     return this.#attempt('remove', async () => {
-      // The space is given back when nobody has it open any more.
       await this.#reading.forget(number)
-      await this.#files.remove(this.#path(number))
-      // In order: a crash must not bring an older one back alone.
-      await this.syncNames()
+      const file = await this.#present(number)
+      try {
+        await this.#files.remove(this.#path(number))
+        // In order: a crash must not bring an older one back alone, nor one with less in it.
+        await this.syncNames()
+        // A commit may wait for its turn on the disk, and on the processor: not for all of this.
+        await file?.empty()
+      } finally {
+        await file?.close()
+      }
     })
   }
 
@@ -115,6 +121,16 @@ class FileSegments implements SegmentStore {
   /** Makes the names in the folder durable. */
   syncNames(): Promise<void> {
     return this.#files.syncNames(this.place)
+  }
+
+  /** @returns undefined where there is no such file */
+  async #present(number: number): Promise<StateFile | undefined> {
+    try {
+      return await this.#files.open(this.#path(number), 'change')
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+      throw error
+    }
   }
 
   #path(number: number): string {

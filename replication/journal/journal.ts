@@ -58,8 +58,6 @@ export interface JournalOptions {
 type Work =
   | { readonly kind: 'bytes'; readonly chunk: Buffer; length: number; end: number }
   | { readonly kind: 'segment'; readonly number: number; readonly header: Buffer; end: number }
-  /** Removes the oldest segments, as far as nobody needs them. */
-  | { readonly kind: 'remove' }
 
 interface Waiter {
   readonly position: number
@@ -98,6 +96,8 @@ export class Journal implements EpochLog {
   #syncing: Promise<void> | undefined
   #syncFault: Fault | undefined
   #failed: Fault | undefined
+  /** Segments are being removed, beside the writes: to give up a long file takes longer than a commit may. */
+  #removing: Promise<void> | undefined
   #closed = false
 
   constructor(options: JournalOptions) {
@@ -177,10 +177,11 @@ export class Journal implements EpochLog {
   async restart(): Promise<void> {
     await this.#pumping
     assert(!this.#closed, 'a closed journal is not restarted')
-    this.#failed = undefined
-    this.#queuedCommit = this.#committed
     // First: what nobody needs may be what fills the disk.
     this.#trim()
+    await this.#removing
+    this.#failed = undefined
+    this.#queuedCommit = this.#committed
     this.#newSegment(null)
     try {
       await this.#durable()
@@ -271,6 +272,7 @@ export class Journal implements EpochLog {
     if (this.#closed) return
     this.#closed = true
     await this.#pumping
+    await this.#removing
     await this.#file?.close()
     await this.#options.store.close()
   }
@@ -386,40 +388,35 @@ export class Journal implements EpochLog {
   async #work(): Promise<void> {
     const [work] = this.#queue
     assert(work !== undefined, 'there is work to do')
-    switch (work.kind) {
-      case 'bytes':
-        return this.#write()
-      case 'segment':
-        await this.#sync()
-        return this.#begin(work.number, work.header, work.end)
-      case 'remove':
-        this.#queue.shift()
-        return this.#remove()
-    }
+    if (work.kind === 'bytes') return this.#write()
+    await this.#sync()
+    // The disk may have no room for both.
+    await this.#removing
+    return this.#begin(work.number, work.header, work.end)
   }
 
+  /** Removes the oldest segments, as far as nobody needs them. */
   #trim(): void {
     if (this.#closed || this.#spent() === undefined) return
-    if (this.#queue.some(({ kind }) => kind === 'remove')) return
-    this.#queue.push({ kind: 'remove' })
-    this.#start()
+    this.#removing ??= this.#remove()
   }
 
   #spent(): number | undefined {
     return this.#segments.spent(Math.min(...this.#flushed))
   }
 
-  /** In order, and no further than the first that cannot be removed: a gap would look like damage. */
+  /** Removes in order, and no further than the first that cannot be removed: a gap would look like damage. */
   async #remove(): Promise<void> {
-    for (let oldest = this.#spent(); oldest !== undefined; oldest = this.#spent()) {
-      try {
+    try {
+      for (let oldest = this.#spent(); oldest !== undefined; oldest = this.#spent()) {
         await this.#options.store.remove(oldest)
-      } catch (error) {
-        if (!(error instanceof Fault)) throw error
-        this.#options.logger.warn({ error: error.message }, 'a journal segment stays behind')
-        return
+        this.#segments.removed()
       }
-      this.#segments.removed()
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      this.#options.logger.warn({ error: error.message }, 'a journal segment stays behind')
+    } finally {
+      this.#removing = undefined
     }
   }
 

@@ -184,6 +184,10 @@ export class RecordedFiles implements StateFiles {
         return turn()
       },
       sync: () => this.#sync(file),
+      empty: () => {
+        this.#change({ kind: 'empty', file })
+        return turn()
+      },
       close: () => Promise.resolve(),
     }
   }

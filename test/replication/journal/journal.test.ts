@@ -366,6 +366,40 @@ void t.test('a disk that an epoch filled has room for a new segment', async (t) 
   t.same((await contentOf(store))[3], [3])
 })
 
+void t.test(
+  'no commit waits while a segment is removed; its successor, and a close, do',
+  async (t) => {
+    const { journal, store } = await open(new MemorySegments(), 16 * KiB)
+    let removed = (): void => undefined
+    store.removing = new Promise((resolve) => (removed = resolve))
+    const put = async (checkpoint: number): Promise<void> => {
+      journal.append(write(checkpoint, 3 * KiB))
+      await journal.commit(checkpoint, at(checkpoint))
+      journal.flushed(0, checkpoint)
+    }
+    // The record behind the second commit begins the second segment, and the first is not needed any more.
+    await put(1)
+    await put(2)
+    await journal.sync()
+    t.same([...store.files.keys()], [1, 2])
+    await put(3)
+    t.same(
+      [...store.files.keys()],
+      [1, 2],
+      'a commit came while the first segment was being removed',
+    )
+    // There may be room for no third one before the first is gone.
+    void put(4)
+    await turn()
+    t.same([...store.files.keys()], [1, 2])
+    const closed = journal.close()
+    removed()
+    await closed
+    t.notOk(store.files.has(1))
+    t.match(await scan(store), { committed: 4 })
+  },
+)
+
 void t.test('a segment that cannot be removed holds the later ones back', async (t) => {
   const { journal, store } = await open(new MemorySegments(), 16 * KiB)
   store.failing = 'remove'

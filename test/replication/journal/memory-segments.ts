@@ -12,6 +12,8 @@ export class MemorySegments implements SegmentStore {
   failing: 'create' | 'append' | 'sync' | 'remove' | undefined
   /** While there is one, no sync ends before it. */
   gate: Promise<void> | undefined
+  /** While there is one, no removal ends before it. */
+  removing: Promise<void> | undefined
   /** Bytes that there is space for. */
   capacity = Infinity
 
@@ -45,10 +47,10 @@ export class MemorySegments implements SegmentStore {
     return Promise.resolve((this.files.get(number) ?? Buffer.alloc(0)).subarray(at).copy(into))
   }
 
-  remove(number: number): Promise<void> {
+  async remove(number: number): Promise<void> {
     if (this.failing === 'remove') return refuse('remove')
+    if (this.removing !== undefined) await this.removing
     this.files.delete(number)
-    return Promise.resolve()
   }
 
   close(): Promise<void> {

@@ -38,6 +38,7 @@ class CountedFiles {
       },
       write: () => Promise.reject(new Error('not for writing')),
       sync: () => Promise.reject(new Error('not for writing')),
+      empty: () => Promise.reject(new Error('not for writing')),
       close: () => {
         if (!this.open.delete(handle)) return Promise.reject(new Error('closed twice'))
         return Promise.resolve()
