@@ -2,6 +2,7 @@
 
 import { open } from 'node:fs/promises'
 import path from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { ProgramScope, tempDirectory, type Scope } from '../test/support/scope.ts'
 import type { Effort } from './effort.ts'
 import { runFio } from './fio.ts'
@@ -22,12 +23,18 @@ const CHECKPOINTS = 10
 /** Four thousand writes, most of which come while an epoch is flushed. */
 const GUEST = write('guest', 4, 1, { bytes: 16 * MIB })
 
+/** What a guest does while its VM is checkpointed again and again, for so many seconds and so many milliseconds apart. */
+const STEADY = write('steady', 4, 4)
+const STEADY_SECONDS = 12
+const APART_MS = 50
+
 /** The pause of a checkpoint for several amounts of dirty data, and the guest's latency after it. */
 export async function checkpointSection(effort: Effort): Promise<Section> {
   const { pairs, durable } = await subjects(effort)
   const amounts = [0, 64, 256, 768].map((dirtyMiB) => ({
     ...{ dirtyMiB, middle: new RowBuilder(), worst: new RowBuilder() },
   }))
+  const steady = { p50: new RowBuilder(), p99: new RowBuilder() }
   const guest = { p50: new RowBuilder(), p99: new RowBuilder() }
   const sync = new RowBuilder()
   for (let round = 1; round <= effort.rounds; round++) {
@@ -38,12 +45,18 @@ export async function checkpointSection(effort: Effort): Promise<Section> {
         await pausesOf(scope, pair, WORKING_SET, 1)
         for (const { dirtyMiB, middle, worst } of amounts) {
           const pauses = await pausesOf(scope, pair, dirtyMiB * MIB, CHECKPOINTS)
-          middle.add(name, pauses[CHECKPOINTS >> 1] ?? Number.NaN)
-          worst.add(name, pauses[CHECKPOINTS - 1] ?? Number.NaN)
+          middle.add(name, quantile(pauses, 0.5))
+          worst.add(name, quantile(pauses, 1))
           effort.progress(
             `  round ${round}: pause, ${dirtyMiB} MiB: ${name} ${middle.last(name)} ms, worst ${worst.last(name)} ms`,
           )
         }
+        const pauses = await steadyPauses(scope, pair)
+        steady.p50.add(name, quantile(pauses, 0.5))
+        steady.p99.add(name, quantile(pauses, 0.99))
+        effort.progress(
+          `  round ${round}: steady pause: ${name} ${steady.p50.last(name)} ms, p99 ${steady.p99.last(name)} ms of ${pauses.length}`,
+        )
         await pausesOf(scope, pair, WORKING_SET, 1)
         const { p50LatencyUs, p99LatencyUs } = await runFio(scope, pair.uri, GUEST, 0)
         guest.p50.add(name, p50LatencyUs)
@@ -56,6 +69,7 @@ export async function checkpointSection(effort: Effort): Promise<Section> {
     }
   }
   const oneSync = sync.median(COLOTAP)
+  const often = `every ${APART_MS} ms while the guest writes 4 KiB, qd 4`
   const during = `4 KiB write of the guest, qd 1, while ${WORKING_SET / MIB} MiB are flushed`
   return {
     title: 'Pause of a checkpoint',
@@ -69,6 +83,12 @@ export async function checkpointSection(effort: Effort): Promise<Section> {
           atMost(worst, 1 + oneSync, '1 ms + one fdatasync'),
         ),
       ]),
+      steady.p50.build(`${often}, median`, 'ms'),
+      steady.p99.build(
+        `${often}, p99`,
+        'ms',
+        atMost(steady.p99, 1 + oneSync, '1 ms + one fdatasync'),
+      ),
       guest.p50.build(`${during}, median`, 'µs'),
       guest.p99.build(`${during}, p99`, 'µs'),
     ],
@@ -88,6 +108,27 @@ async function pausesOf(
     pauses.push((await pair.checkpoint()).milliseconds)
   }
   return pauses.sort((a, b) => a - b)
+}
+
+/** Milliseconds of checkpoints that are made one after the other while the guest writes, in ascending order. */
+async function steadyPauses(scope: Scope, pair: Pair): Promise<number[]> {
+  const pauses: number[] = []
+  let over = false
+  const writing = runFio(scope, pair.uri, STEADY, STEADY_SECONDS).finally(() => (over = true))
+  const isOver = (): boolean => over
+  while (!isOver()) {
+    pauses.push((await pair.checkpoint()).milliseconds)
+    await delay(APART_MS)
+  }
+  await writing
+  return pauses.sort((a, b) => a - b)
+}
+
+/** @param ascending not empty */
+function quantile(ascending: readonly number[], share: number): number {
+  return (
+    ascending[Math.min(ascending.length - 1, Math.floor(ascending.length * share))] ?? Number.NaN
+  )
 }
 
 /** Milliseconds of appending 4 KiB to a file and making it durable: the median of several. */
