@@ -13,10 +13,9 @@ import { asFault, Fault } from '../core/fault.ts'
 import { isPromise, type MaybePromise } from '../core/maybe-promise.ts'
 import type { DiskLayers } from '../ramdisk/disk-layers.ts'
 import type { RecordSource } from '../ramdisk/record-source.ts'
-import type { EpochLog } from './journal/epoch-log.ts'
+import type { EpochLog, Standing } from './journal/epoch-log.ts'
 import { MOST_BACKLOG } from './journal/journal.ts'
 import type { Frame } from './machine/frame.ts'
-import type { ApartDisks } from './machine/disk-sets.ts'
 import type { DiskIdentity } from './machine/handshake.ts'
 import type { ReplicaState } from './machine/replica-state.ts'
 import type { SecondaryInput } from './machine/secondary-io.ts'
@@ -179,8 +178,8 @@ export class EpochKeeper {
   }
 
   /** Remembers that the group has these disks. @throws Fault */
-  change(disks: readonly DiskIdentity[], apart: ApartDisks): MaybePromise<void> {
-    return this.#log.change(disks, apart)
+  change(disks: readonly DiskIdentity[], stand: Standing): MaybePromise<void> {
+    return this.#log.change(disks, stand)
   }
 
   /** As EpochLog.keep(). */

@@ -16,7 +16,8 @@ import { asFault, Fault } from '../core/fault.ts'
 import { SECTOR } from '../core/units.ts'
 import { ActiveDisk } from './active-disk.ts'
 import type { GroupEnvironment } from './environment.ts'
-import type { ApartDisks } from './machine/disk-sets.ts'
+import type { Standing } from './journal/epoch-log.ts'
+import { without, type ApartDisks } from './machine/disk-sets.ts'
 import type { PrimarySide, TrackedDisk } from './primary-side.ts'
 import { RegionMap, type ChangedRange } from './regions/region-map.ts'
 import { ReplicaDisk } from './replica-disk.ts'
@@ -177,7 +178,7 @@ export class GroupDisks {
     const leaving = this.#options.primary()?.removeDisk(name)
     member.image.track(undefined)
     try {
-      await Promise.all([leaving, this.#remember()])
+      await Promise.all([leaving, this.#remember((apart) => without(apart, name))])
       // What was under way when it left is part of it.
       await secondary.log.quiet()
       await passive.layers.idle()
@@ -218,7 +219,8 @@ export class GroupDisks {
       disk.use(device)
       passive.yieldTo(device)
     }
-    await this.#remember()
+    const standing = primary === undefined ? 'partial' : 'new'
+    await this.#remember((apart) => ({ ...apart, [name]: standing }))
   }
 
   async #resize(member: Member, size: number): Promise<void> {
@@ -244,7 +246,7 @@ export class GroupDisks {
     await (own === undefined ? layersAlone() : own.alone(layersAlone))
     this.#options.secondary().grown(passive)
     const growing = this.#options.primary()?.growDisk(name, before, size)
-    await Promise.all([growing, this.#remember()])
+    await Promise.all([growing, this.#remember((apart) => apart)])
   }
 
   #isGone(place: number): boolean {
@@ -313,12 +315,11 @@ export class GroupDisks {
   }
 
   /** The change stands; where it cannot be remembered yet, the journal says so when it can be written. */
-  async #remember(): Promise<void> {
-    const { primary } = this.#options
-    const { log, machine } = this.#options.secondary()
+  async #remember(stand: Standing): Promise<void> {
+    const { log } = this.#options.secondary()
     const disks = this.members.map(({ name, image }) => ({ name, size: image.geometry.size }))
     try {
-      await log.change(disks, primary()?.machine.apart ?? machine.state.apart)
+      await log.change(disks, stand)
     } catch (error) {
       if (!(error instanceof Fault)) throw error
       // The journal itself says that it has failed.

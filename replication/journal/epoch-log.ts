@@ -8,6 +8,9 @@ import type { ApartDisks } from '../machine/disk-sets.ts'
 import type { DiskIdentity } from '../machine/handshake.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
 
+/** What stands apart after a change of the disks, of what stood apart before. */
+export type Standing = (apart: ApartDisks) => ApartDisks
+
 export interface EpochLog {
   /** Whether what is committed survives a crash. */
   readonly durable: boolean
@@ -42,8 +45,11 @@ export interface EpochLog {
   flushed(disk: number, checkpoint: number): void
   /** Every epoch is in the disk's image: resolves when a crash can bring none of them back over what comes later. @throws Fault */
   retire(disk: number): MaybePromise<void>
-  /** The group has these disks from the next record on. @throws Fault, and has those of before then */
-  change(disks: readonly DiskIdentity[], apart: ApartDisks): MaybePromise<void>
+  /**
+   * The group has these disks from the next record on. @throws Fault, and the next one that can be written says so
+   * @param stand what of a state's disks stands apart then: of every state that is remembered, or was queued to be
+   */
+  change(disks: readonly DiskIdentity[], stand: Standing): MaybePromise<void>
   /** Keeps every record that is there, and what comes, until what is returned is called: a disk that leaves may still read it. */
   keep(): () => void
   /** Calls `wake` once, when little is waiting to be written. */

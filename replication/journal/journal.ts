@@ -16,8 +16,7 @@ import { asFault, Fault } from '../../core/fault.ts'
 import type { Logger } from '../../core/logger.ts'
 import { KiB, MiB } from '../../core/units.ts'
 import { encodeHeader, frame, HEADER_SIZE, MAX_PAYLOAD, type Frame } from '../machine/frame.ts'
-import type { EpochLog } from './epoch-log.ts'
-import type { ApartDisks } from '../machine/disk-sets.ts'
+import type { EpochLog, Standing } from './epoch-log.ts'
 import type { DiskIdentity } from '../machine/handshake.ts'
 import type { ReplicaState } from '../machine/replica-state.ts'
 import { commitRecord, segmentRecord, stateRecord, type JournalIdentity } from './records.ts'
@@ -74,6 +73,8 @@ export class Journal implements EpochLog {
   /** As queued last, and as it is known to be durable. */
   #state: ReplicaState
   #remembered: ReplicaState
+  /** Queued, and not known to be durable. */
+  readonly #pending = new Set<{ state: ReplicaState }>()
   /** The last one is written to. */
   readonly #segments: SegmentList
   /** The last checkpoint whose record was queued, that is durable, that is in the image of each disk. */
@@ -139,33 +140,21 @@ export class Journal implements EpochLog {
     return this.#segments.bytes
   }
 
-  /**
-   * The group's disks are these from the next record on, and those that stand apart these. Resolves when that is remembered.
-   * @throws Fault when it cannot be yet: the next segment says so
-   */
-  async change(disks: readonly DiskIdentity[], apart: ApartDisks): Promise<void> {
+  async change(disks: readonly DiskIdentity[], stand: Standing): Promise<void> {
     const before = this.#identity.disks
     this.#flushed = disks.map(({ name }) => {
       const index = before.findIndex((disk) => disk.name === name)
       return index === -1 ? this.#committed : (this.#flushed[index] ?? 0)
     })
     this.#identity = { ...this.#identity, disks: [...disks] }
-    const stand = (): void => {
-      this.#state = { ...this.#state, apart }
-      this.#remembered = { ...this.#remembered, apart }
-    }
-    if (this.#failed !== undefined) {
-      stand()
-      return
-    }
-    this.#state = { ...this.#state, apart }
+    // Whatever is remembered from now on is of these disks: in a state of before, one that was added would count.
+    const changed = (state: ReplicaState): ReplicaState => ({ ...state, apart: stand(state.apart) })
+    this.#state = changed(this.#state)
+    this.#remembered = changed(this.#remembered)
+    for (const pending of this.#pending) pending.state = changed(pending.state)
+    if (this.#failed !== undefined) return
     this.#newSegment(this.#segments.lastBytes ?? null)
-    try {
-      await this.#durable()
-    } finally {
-      // After a failure nothing older may be remembered: a disk that was added would count.
-      if (this.failure !== undefined) stand()
-    }
+    await this.#durable()
   }
 
   keep(): () => void {
@@ -213,17 +202,19 @@ export class Journal implements EpochLog {
 
   async persist(state: ReplicaState): Promise<void> {
     const before = this.#state
-    this.#state = state
+    const pending = this.#queueState(state)
     try {
       if (this.#failed !== undefined) await this.restart()
       else {
         this.#put(stateRecord(state))
         await this.#durable()
       }
-      this.#remembered = state
+      this.#remembered = pending.state
     } catch (error) {
       if (this.#state === state) this.#state = before
       throw error
+    } finally {
+      this.#pending.delete(pending)
     }
   }
 
@@ -237,17 +228,29 @@ export class Journal implements EpochLog {
     // Where the segment is full as well: a guest may wait for this, and not for the record behind it, which begins the next.
     this.#add(commitRecord(checkpoint, state))
     this.#queuedCommit = checkpoint
-    this.#state = state
+    const pending = this.#queueState(state)
     this.#segments.settle(checkpoint)
-    await this.#durable()
+    try {
+      await this.#durable()
+    } finally {
+      this.#pending.delete(pending)
+    }
     // It failed in the instant after: the segment that is begun then says that this does not count.
     if (this.failure !== undefined) throw this.failure
     this.#committed = checkpoint
-    this.#remembered = state
+    this.#remembered = pending.state
     committed()
     if (this.#closed) return
     this.#put(frame('done', { position: checkpoint }))
     this.#start()
+  }
+
+  /** What is queued now is of this state. */
+  #queueState(state: ReplicaState): { readonly state: ReplicaState } {
+    const pending = { state }
+    this.#state = state
+    this.#pending.add(pending)
+    return pending
   }
 
   flushed(disk: number, checkpoint: number): void {

@@ -400,6 +400,46 @@ void t.test(
   },
 )
 
+const TWO_DISKS = [...IDENTITY.disks, { name: 'b', size: 1 << 20 }]
+
+void t.test(
+  'a disk that is added while a commit is under way takes nothing of it back',
+  async (t) => {
+    const { journal, store } = await open()
+    journal.append(write(1))
+    // The commit says of a disk what nobody has been told yet.
+    const committing = journal.commit(1, { ...at(1), apart: { a: 'partial' } })
+    await Promise.all([
+      committing,
+      journal.change(TWO_DISKS, (apart) => ({ ...apart, b: 'partial' })),
+    ])
+    await journal.close()
+    const { state } = (await scan(store)) ?? {}
+    t.match(state, { checkpoint: 1, apart: { a: 'partial', b: 'partial' } })
+  },
+)
+
+void t.test(
+  'a disk that was added counts in no state of before, whatever fails then',
+  async (t) => {
+    for (const when of ['after a commit', 'during a commit']) {
+      const { journal, store } = await open()
+      const committing = journal.commit(1, at(1))
+      if (when === 'after a commit') await committing
+      await journal.change(TWO_DISKS, (apart) => ({ ...apart, b: 'partial' }))
+      await committing
+      store.failing = 'append'
+      await t.rejects(journal.commit(2, { ...at(2), apart: { b: 'partial' } }), {
+        code: 'NO_SPACE',
+      })
+      store.failing = undefined
+      await journal.restart()
+      await journal.close()
+      t.match((await scan(store))?.state, { checkpoint: 1, apart: { b: 'partial' } }, when)
+    }
+  },
+)
+
 void t.test('a segment that cannot be removed holds the later ones back', async (t) => {
   const { journal, store } = await open(new MemorySegments(), 16 * KiB)
   store.failing = 'remove'

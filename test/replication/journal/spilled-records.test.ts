@@ -113,7 +113,7 @@ void t.test('what a disk that leaves may still read is kept until it has', async
   const place = append(journal, 1)
   await journal.commit(1, at(1))
   const release = journal.keep()
-  await journal.change([{ name: 'b', size: 1 << 20 }], {})
+  await journal.change([{ name: 'b', size: 1 << 20 }], () => ({}))
   append(journal, 2)
   await journal.commit(2, at(2))
   journal.flushed(0, 2)
