@@ -27,6 +27,7 @@ import type {
   VerifyReport,
 } from './group.ts'
 import { Forwarding } from './forwarding.ts'
+import { LearnedChanges } from './learned-changes.ts'
 import type { Frame } from './machine/frame.ts'
 import { frame } from './machine/frame.ts'
 import { decodeHello, decodeRefusal, encodeRefusal, type Hello } from './machine/handshake.ts'
@@ -83,8 +84,7 @@ export class PrimarySide {
   #resync: Resync | undefined
   readonly #verifier: Verifier
   readonly retention: Retention
-  /** What the secondary told of, on its way to the maps on disk. */
-  #learning: Promise<unknown>[] = []
+  readonly #learned: LearnedChanges
   #stopTicking: (() => void)[] = []
   readonly #gate: WriteGate
   #rate: number
@@ -110,6 +110,7 @@ export class PrimarySide {
     })
     this.forwarding = new Forwarding(this.machine, () => environment.nowMs(), settings.leastWindow)
     this.#tracked = disks.map((disk) => ({ ...disk }))
+    this.#learned = new LearnedChanges(this.machine, this.#tracked)
     this.#disks = disks.map(({ name, below }, index) => new PrimaryDisk(name, below, this, index))
     this.#verifier = new Verifier({
       ...{ group: settings.group, compareBytes: settings.compareBytes, machine: this.machine },
@@ -392,6 +393,7 @@ export class PrimarySide {
       },
     })
     this.forwarding.begin(link)
+    this.#learned.forget()
     this.#resync = undefined
     this.#verifier.linkUp(link)
     const { environment } = this.#options
@@ -412,7 +414,7 @@ export class PrimarySide {
       case 'refuse':
         return this.#step({ type: 'refused', nowMs, refusal: decodeRefusal(frame.payload) })
       case 'dirty':
-        return this.#learn(frame.disk, frame.position, frame.extent)
+        return this.#step(this.#learned.hear(frame, nowMs))
       case 'ready':
         return this.#step({ type: 'ready', nowMs })
       case 'accept':
@@ -464,21 +466,6 @@ export class PrimarySide {
     this.#step({ type: 'acknowledged', nowMs: this.#options.environment.nowMs() })
   }
 
-  #learn(number: number, at: number, extent: number): void {
-    const index = this.machine.indexOf(number)
-    const disk = this.#tracked[index]
-    const size = disk?.below.geometry.size ?? 0
-    const there = Math.max(size, this.machine.sizeThere(index) ?? 0)
-    if (disk === undefined || extent === 0 || at + extent > there)
-      throw new Fault('PROTOCOL', 'the secondary told of a change beyond a disk')
-    // What it has behind this side's end is in no checkpoint of this side's.
-    const length = Math.min(extent, size - at)
-    if (length <= 0) return
-    if (!disk.regions.has(at, length)) this.#learning.push(disk.regions.mark(at, length))
-    const nowMs = this.#options.environment.nowMs()
-    this.#step({ type: 'changed', nowMs, disk: index, at, length })
-  }
-
   #step(input: PrimaryInput): void {
     for (const effect of this.machine.step(input)) this.#perform(effect)
     this.#gate.open()
@@ -523,8 +510,7 @@ export class PrimarySide {
 
   #beginResync(effect: Extract<PrimaryEffect, { type: 'resync' }>): void {
     const { environment } = this.#options
-    const before = this.#learning
-    this.#learning = []
+    const remembered = this.#learned.remembered()
     this.#resync?.stop()
     const resync = new Resync({
       ...effect,
@@ -537,7 +523,7 @@ export class PrimarySide {
       wanted: effect.disks,
       room: () => this.#copyRoom(),
       prepare: async () => {
-        await Promise.all(before)
+        await remembered
         if (!effect.copies) return
         for (const index of effect.disks) {
           const disk = this.#tracked[index]
@@ -591,7 +577,6 @@ export class PrimarySide {
   #drop(reason: string): void {
     const { link } = this.forwarding
     this.forwarding.end()
-    this.#learning = []
     this.#resync?.stop()
     this.#verifier.linkDown(reason)
     link?.close(reason)

@@ -93,6 +93,17 @@ export class CarriedDisks {
     return this.#disks.findIndex((disk) => disk.number === number && disk.state !== 'absent')
   }
 
+  /**
+   * The index of the disk that the secondary means, where that may have crossed the removal of the disk here.
+   * @returns undefined where the link carries no disk under that number, and did not
+   */
+  meant(number: number): number | 'removed' | undefined {
+    const removed = this.#disks.some((disk) => disk.number === number && disk.gone)
+    if (removed) return 'removed'
+    const index = this.indexOf(number)
+    return index === -1 ? undefined : index
+  }
+
   /** A link begins: numbers are those of the places in the hello. */
   number(): void {
     this.#numbers = 0

@@ -296,9 +296,9 @@ export class PrimaryMachine {
     return this.#carried.numberOf(disk)
   }
 
-  /** The index of the disk that the secondary means, or -1. */
-  indexOf(number: number): number {
-    return this.#carried.indexOf(number)
+  /** See CarriedDisks. */
+  meant(number: number): number | 'removed' | undefined {
+    return this.#carried.meant(number)
   }
 
   /** The disks that no checkpoint has. */
