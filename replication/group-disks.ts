@@ -7,6 +7,7 @@
  *    the records that follow.
  *  - A disk that is added is in no checkpoint before the other side has all of it (machine/disk-sets.ts).
  *  - A disk that leaves takes with it what was committed: its image has all of that when dismiss() resolves.
+ *  - The last disk does not leave: with it the group ends (closeGroup()). No peer takes the hello of a group without disks.
  *  - Nothing changes while the role does: a planned exchange waits for a disk that grows, and whoever leads when an image is about
  *    to grow has agreed to that.
  */
@@ -160,7 +161,7 @@ export class GroupDisks {
     const secondary = this.#options.secondary()
     const member = this.members.find((each) => each.name === name)
     if (member === undefined) return
-    await this.refuseNow(name)
+    await this.refuseDismissal(name)
     const { passive } = member
     await secondary.drain(passive)
     if (passive.layers.isBusy && troubles.concerns(`disk ${name}`))
@@ -169,6 +170,7 @@ export class GroupDisks {
         remedy: 'repair the image first',
       })
     this.#refuseNow(name)
+    this.#refuseEmpty(name)
     const index = this.members.indexOf(member)
     // The journal does not count it from now on, and what was committed may be nowhere else yet.
     const release = secondary.log.keep()
@@ -198,7 +200,7 @@ export class GroupDisks {
 
   async #admit(member: Member): Promise<void> {
     const { name, image, passive, active, disk } = member
-    await this.refuseNow(name)
+    await this.#refuseChange(name)
     // Its size is about to be remembered: a crash must not take it back.
     await image.flush()
     const regions = await this.#openRegions(name, disk.geometry.size, false)
@@ -226,7 +228,7 @@ export class GroupDisks {
   async #resize(member: Member, size: number): Promise<void> {
     const { name, image, passive } = member
     const before = image.geometry.size
-    await this.refuseNow(name)
+    await this.#refuseChange(name)
     this.#refuseSize(name, before, size)
     let asked: PrimarySide | undefined
     let objection: string | undefined
@@ -291,8 +293,22 @@ export class GroupDisks {
       })
   }
 
+  /** @throws Fault when the disk cannot leave now */
+  async refuseDismissal(name: string): Promise<void> {
+    await this.#refuseChange(name)
+    this.#refuseEmpty(name)
+  }
+
+  #refuseEmpty(name: string): void {
+    if (this.members.length > 1) return
+    throw new Fault('NOT_PERMITTED', 'it is the last disk of its group', {
+      where: `disk "${name}"`,
+      remedy: 'add another one first, or end the group',
+    })
+  }
+
   /** @throws Fault when no disk can be changed now */
-  async refuseNow(name: string): Promise<void> {
+  async #refuseChange(name: string): Promise<void> {
     const { log } = this.#options.secondary()
     // Nobody else may try that: a pair whose disks have to be changed first has no link.
     if (log.isFailing) await log.restart()

@@ -137,7 +137,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
 
   /** @throws Fault when no disk can leave the group now */
   refuseDismissal(name: string): Promise<void> {
-    return this.#disks.refuseNow(name)
+    return this.#disks.refuseDismissal(name)
   }
 
   /** A disk is about to be closed while the group runs on. @throws Fault, with all as it was */

@@ -221,6 +221,18 @@ void t.test('a role is not exchanged while a disk is in no checkpoint', async (t
   await primary.remove('b')
 })
 
+void t.test('the last disk does not leave its group, which stays protected', async (t) => {
+  const { primary, secondary } = await start(t)
+  for (const { group } of [primary, secondary]) {
+    const refused = { code: 'NOT_PERMITTED', message: /the last disk of its group: disk "a"/ }
+    await t.rejects(group.refuseDismissal('a'), refused)
+    await t.rejects(group.dismiss('a'), refused)
+  }
+  await primary.write('a', 0, 1)
+  await primary.group.checkpoint(undefined)
+  t.equal(await secondary.read('a', 0), 1)
+})
+
 void t.test('a disk that could not join is closed, and nothing else', async (t) => {
   const { primary, secondary } = await start(t)
   const disk = primary.attach('b')

@@ -6,15 +6,40 @@
 import { SECTOR } from '../../core/units.ts'
 import { counts, isServed } from './look.ts'
 import type { Life } from './scheduler.ts'
+import type { SideDisks } from './side-disks.ts'
 import type { Side, World } from './world.ts'
 
 /** Sectors that a disk gains at a time, at most, and has at most. */
 const GAIN = 9
 const LARGEST = 64
 
-type Change =
+export type Change =
   | { readonly kind: 'add' | 'remove'; readonly slot: number }
   | { readonly kind: 'grow'; readonly slot: number; readonly sectors: number }
+
+type Slots = Pick<SideDisks, 'has' | 'isWithheld' | 'size'>
+
+/**
+ * What a side lacks first, which is to have the disks of all slots, of the sizes that either side has.
+ * @param leads whether it is not a secondary
+ */
+export function lackOf(
+  own: Slots,
+  other: Slots,
+  slots: readonly number[],
+  leads: boolean,
+): Change | undefined {
+  // The last disk of a group does not leave it: others come first.
+  const absent = slots.find((slot) => !own.has(slot))
+  if (absent !== undefined) return { kind: 'add', slot: absent }
+  for (const slot of slots) {
+    // What an active copy has of a disk that was never whole serves nobody: it is removed, and added as it is.
+    if (leads && own.isWithheld(slot)) return { kind: 'remove', slot }
+    const size = Math.max(own.size(slot), other.size(slot))
+    if (own.size(slot) < size) return { kind: 'grow', slot, sectors: size / SECTOR }
+  }
+  return undefined
+}
 
 export interface DiskChangesOptions {
   readonly world: World
@@ -115,15 +140,8 @@ export class DiskChanges {
   /** What a side lacks first. */
   #missing(side: Side): Change | undefined {
     const { primary, secondary, plan } = this.#options.world
-    for (const slot of plan.disks.keys()) {
-      if (!side.slots.has(slot)) return { kind: 'add', slot }
-      // What an active copy has of a disk that was never whole serves nobody: it is removed, and added as it is.
-      if (side.group.primary !== undefined && side.slots.isWithheld(slot))
-        return { kind: 'remove', slot }
-      const size = Math.max(primary.slots.size(slot), secondary.slots.size(slot))
-      if (side.slots.size(slot) < size) return { kind: 'grow', slot, sectors: size / SECTOR }
-    }
-    return undefined
+    const [own, other] = [side.slots, (side === primary ? secondary : primary).slots]
+    return lackOf(own, other, [...plan.disks.keys()], side.group.primary !== undefined)
   }
 
   #make(side: Side, change: Change): void {
