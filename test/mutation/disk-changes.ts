@@ -12,6 +12,8 @@ const GROWTH = {
   caughtBy: 'from 20480 to 16777216 bytes, with an epoch pending',
 }
 
+const EXCHANGE = 'test/replication/switchover-disks.test.ts'
+
 export const DISK_CHANGES: readonly Mutant[] = [
   {
     of: '2',
@@ -69,5 +71,43 @@ export const DISK_CHANGES: readonly Mutant[] = [
     from: 'this.#tree.grow(sectorsTo(diskSize))\n',
     to: '',
     ...GROWTH,
+  },
+  {
+    of: '21',
+    defect: 'the roles are exchanged while the other side gets a copy of a disk',
+    file: 'replication/switchover.ts',
+    from: 'machine.lacking',
+    to: 'machine.apart',
+    test: EXCHANGE,
+    caughtBy:
+      'a role is not exchanged while the other side gets a copy of a disk that it alone had removed',
+  },
+  {
+    of: '21',
+    defect: 'a copy begins between the last checkpoint and the handover',
+    file: 'replication/primary-side.ts',
+    from: 'if (this.machine.copyHasRoom && !this.isLeaving) return undefined',
+    to: 'if (this.machine.copyHasRoom) return undefined',
+    test: EXCHANGE,
+    caughtBy: 'no copy begins between the last checkpoint and the handover',
+  },
+  {
+    of: '19',
+    defect: 'what a disk has gained is not handed over',
+    file: 'replication/replica-group.ts',
+    from: 'while (this.#disks.growing !== undefined) await this.#disks.growing\n',
+    to: '',
+    test: EXCHANGE,
+    caughtBy: 'an exchange waits for a disk that grows, and for what it has gained',
+  },
+  {
+    of: '21',
+    defect: 'a disk outgrows the other side when the role changes meanwhile',
+    file: 'replication/group-disks.ts',
+    from: 'while (asked !== this.#options.primary())',
+    to: 'while (false as boolean)',
+    test: EXCHANGE,
+    caughtBy:
+      'a disk does not outgrow the other side where the role was given up and taken back meanwhile',
   },
 ]
