@@ -11,6 +11,7 @@ import {
   DIRTY_ALL,
   durabilityNote,
   MIB,
+  QEMU,
   subjects,
   withSubject,
   WORKING_SET,
@@ -24,7 +25,8 @@ const CHECKPOINTS = 10
 const GUEST = write('guest', 4, 1, { bytes: 16 * MIB })
 
 /** What a guest does while its VM is checkpointed again and again, for so many seconds and so many milliseconds apart. */
-const STEADY = write('steady', 4, 4)
+const STEADY_IOPS = 2000
+const STEADY = write('steady', 4, 4, { iops: STEADY_IOPS })
 const STEADY_SECONDS = 12
 const APART_MS = 50
 
@@ -51,12 +53,14 @@ export async function checkpointSection(effort: Effort): Promise<Section> {
             `  round ${round}: pause, ${dirtyMiB} MiB: ${name} ${middle.last(name)} ms, worst ${worst.last(name)} ms`,
           )
         }
-        const pauses = await steadyPauses(scope, pair)
-        steady.p50.add(name, quantile(pauses, 0.5))
-        steady.p99.add(name, quantile(pauses, 0.99))
-        effort.progress(
-          `  round ${round}: steady pause: ${name} ${steady.p50.last(name)} ms, p99 ${steady.p99.last(name)} ms of ${pauses.length}`,
-        )
+        if (name !== QEMU) {
+          const pauses = await steadyPauses(scope, pair)
+          steady.p50.add(name, quantile(pauses, 0.5))
+          steady.p99.add(name, quantile(pauses, 0.99))
+          effort.progress(
+            `  round ${round}: steady pause: ${name} ${steady.p50.last(name)} ms, p99 ${steady.p99.last(name)} ms of ${pauses.length}`,
+          )
+        }
         await pausesOf(scope, pair, WORKING_SET, 1)
         const { p50LatencyUs, p99LatencyUs } = await runFio(scope, pair.uri, GUEST, 0)
         guest.p50.add(name, p50LatencyUs)
@@ -69,11 +73,11 @@ export async function checkpointSection(effort: Effort): Promise<Section> {
     }
   }
   const oneSync = sync.median(COLOTAP)
-  const often = `every ${APART_MS} ms while the guest writes 4 KiB, qd 4`
+  const often = `every ${APART_MS} ms while the guest writes 4 KiB, ${STEADY_IOPS} times a second`
   const during = `4 KiB write of the guest, qd 1, while ${WORKING_SET / MIB} MiB are flushed`
   return {
     title: 'Pause of a checkpoint',
-    about: `From the command to its answer: what a VM that is paused for it waits, of ${CHECKPOINTS} checkpoints in each round, one after the other: the epoch before may still be on its way into the secondary's image. ${durabilityNote(durable)} One fdatasync of 4 KiB took ${oneSync.toFixed(2)} ms here. The last rows are what a guest's write takes right after a checkpoint: colotap's secondary writes the epoch to its image meanwhile; QEMU's has it there, and its primary copies on write.`,
+    about: `From the command to its answer: what a VM that is paused for it waits, of ${CHECKPOINTS} checkpoints in each round, one after the other: the epoch before may still be on its way into the secondary's image. ${durabilityNote(durable)} One fdatasync of 4 KiB took ${oneSync.toFixed(2)} ms here. QEMU is not in the rows with a guest that writes meanwhile: its VM has to be paused, and without that its pair of this version crashed after some fifty checkpoints. The last rows are what a guest's write takes right after a checkpoint: colotap's secondary writes the epoch to its image meanwhile; QEMU's has it there, and its primary copies on write.`,
     rows: [
       ...amounts.flatMap(({ dirtyMiB, middle, worst }) => [
         middle.build(`${dirtyMiB} MiB dirty, median`, 'ms'),

@@ -14,6 +14,8 @@ export interface Workload {
   readonly size: number
   /** Instead of running for a time: write this much and end. */
   readonly bytes?: number
+  /** Requests in a second, where it is not as many as there can be. */
+  readonly iops?: number
   /** Requests start at multiples of this many KiB. */
   readonly alignKiB?: number
 }
@@ -57,6 +59,7 @@ export async function runFio(
     'fio',
     [
       ...['--name=bench', '--ioengine=nbd', `--uri=${uri}`, '--output-format=json'],
+      ...(work.iops === undefined ? [] : [`--rate_iops=${work.iops}`]),
       ...[`--rw=${work.rw}`, `--bs=${work.blockKiB}k`, `--iodepth=${work.depth}`],
       ...(work.alignKiB === undefined ? [] : [`--blockalign=${work.alignKiB}k`]),
       ...[`--size=${work.size}`, '--randseed=1', ...extent],
