@@ -43,6 +43,8 @@ export interface DiskLayersOptions {
   readonly onFlushed: (checkpoint: number) => void
   /** The image refused a write or flush of an epoch. Nothing is lost: it is tried again until it works. */
   readonly onError: (fault: Fault) => void
+  /** As of the flusher. */
+  readonly urgent?: () => Promise<void> | undefined
   /** Writes of epochs to the image in flight at a time. */
   readonly inFlight?: number
 }
@@ -77,6 +79,7 @@ export class DiskLayers {
       timers: options.timers,
       maxWrite: options.image.geometry.block.max,
       inFlight: options.inFlight ?? 2,
+      ...(options.urgent === undefined ? {} : { urgent: options.urgent }),
       onError: options.onError,
       onFlushFailed: (fault) => {
         if (this.#role === 'active') this.#unreported = fault

@@ -4,8 +4,8 @@
  *
  * Invariants:
  *  - An epoch is done when all that it holds was written and flushed after the last write. Only then does the next begin.
- *  - At most about STEP bytes are written and not flushed: what else is to be durable on the same disk, such as a
- *    commit that a guest waits for, waits behind no more than that.
+ *  - At most about STEP bytes are written and not flushed: what is urgent on the same disk, such as a commit that a
+ *    guest waits for, waits behind no more than that. Nothing is written while it is under way, but for LONGEST_WAY at most.
  *  - Each piece is taken from the epoch and written while its range is locked. Whoever else writes to the device
  *    takes the same lock, and has the epoch forget the range before giving the lock back.
  *  - At most `inFlight` requests are under way, and the event loop gets its turn between them.
@@ -37,6 +37,8 @@ export interface FlusherOptions {
   readonly maxWrite?: number
   /** Requests under way at a time; few, so that the guest's requests do not queue behind them. */
   readonly inFlight?: number
+  /** Resolves when what is more urgent on the disk is over; undefined while nothing is. */
+  readonly urgent?: () => Promise<void> | undefined
   /** Something did not work, and is going to be tried again. */
   readonly onError: (fault: Fault) => void
   /** Called besides, when it was target.flush() that failed. */
@@ -50,6 +52,8 @@ const LAST_RETRY = 10_000
 const MOST_ZEROES = 32 * MiB
 /** Bytes of a step, after each of which the device is flushed. */
 const STEP = 2 * MiB
+/** Milliseconds that a piece gives way to what is more urgent: that may hang, and epochs have to reach the image. */
+const LONGEST_WAY = 10
 /** Bytes written without waiting, after which the event loop gets a turn. */
 const BURST = 256 * KiB
 /** Bytes that a small write, and a zeroing, count for in both. */
@@ -174,6 +178,7 @@ export class Flusher {
     for (let count = this.#options.inFlight ?? 2; count > 0; count -= 1)
       writers.push(this.#writePieces(epoch))
     await Promise.all(writers)
+    await this.#giveWay()
     if (this.#closed) return false
     await this.#target.flush()
     this.#progress += 1
@@ -187,6 +192,7 @@ export class Flusher {
   /** Writes pieces of `epoch` one after the other until there is none that nobody writes, or the step is made. */
   async #writePieces(epoch: Layer): Promise<void> {
     while (!this.#closed && this.#stepLeft > 0) {
+      await this.#giveWay()
       const piece = this.#nextPiece(epoch)
       if (piece === undefined) return
       let delay = FIRST_RETRY
@@ -195,6 +201,11 @@ export class Flusher {
         delay = Math.min(delay * 2, LAST_RETRY)
       }
     }
+  }
+
+  async #giveWay(): Promise<void> {
+    const urgent = this.#options.urgent?.()
+    if (urgent !== undefined) await this.#wait(LONGEST_WAY, urgent)
   }
 
   #nextPiece(epoch: Layer): HeldRun | undefined {
@@ -281,8 +292,8 @@ export class Flusher {
     await this.#wait(0)
   }
 
-  /** @returns whether the flusher is still open then */
-  #wait(ms: number): Promise<boolean> {
+  /** @param early ends it before. @returns whether the flusher is still open then */
+  #wait(ms: number, early?: Promise<void>): Promise<boolean> {
     if (this.#closed) return Promise.resolve(false)
     return new Promise((resolve) => {
       const end = () => {
@@ -292,6 +303,7 @@ export class Flusher {
       }
       const cancel = this.#options.timers.after(ms, end)
       this.#waits.add(end)
+      void early?.then(end)
     })
   }
 }

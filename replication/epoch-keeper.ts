@@ -229,6 +229,11 @@ export class EpochKeeper {
     this.#closing = true
   }
 
+  /** Resolves when no commit is under way, which a guest may wait for; undefined while there is none. */
+  get urgent(): Promise<void> | undefined {
+    return this.#committing.size === 0 ? undefined : this.quiet()
+  }
+
   /** Resolves when every commit that was begun has ended. */
   async quiet(): Promise<void> {
     await Promise.allSettled(this.#committing)

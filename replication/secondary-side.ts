@@ -167,6 +167,7 @@ export class SecondarySide {
       image,
       memory: this.memory,
       timers: this.#environment.timers,
+      urgent: () => this.log.urgent,
       onFlushed: (checkpoint) => this.#flushed(disk, checkpoint),
       onError: (fault) => {
         const error = `disk "${name}" cannot take a committed checkpoint yet, which is kept, and tried again: ${fault.message}`

@@ -15,7 +15,14 @@ import {
   UnrulyImage,
 } from './unruly-image.ts'
 
-function open(options: { size?: number; inFlight?: number; maxWrite?: number } = {}) {
+interface Options {
+  readonly size?: number
+  readonly inFlight?: number
+  readonly maxWrite?: number
+  readonly urgent?: () => Promise<void> | undefined
+}
+
+function open(options: Options = {}) {
   const image = new UnrulyImage(options.size ?? 4 * MiB, 1)
   image.unruly = false
   const timers = new ManualTimers()
@@ -27,6 +34,7 @@ function open(options: { size?: number; inFlight?: number; maxWrite?: number } =
     timers,
     onError: (fault) => faults.push(fault),
     ...(options.inFlight === undefined ? {} : { inFlight: options.inFlight }),
+    ...(options.urgent === undefined ? {} : { urgent: options.urgent }),
     ...(options.maxWrite === undefined ? {} : { maxWrite: options.maxWrite }),
   })
   const epoch = () => new Epoch(memory, image.geometry.size)
@@ -174,6 +182,37 @@ void t.test(
     t.match(faults, [{ code: 'IO', message: /flush.*EIO/ }])
     t.equal(image.log.filter(({ kind }) => kind === 'write').length, 16 + 20)
     t.equal(flushes, 2 + 3)
+  },
+)
+
+void t.test(
+  'nothing is written while something more urgent is under way, but not for ever',
+  async (t) => {
+    const { image, flusher, epoch, timers } = open({ inFlight: 1, urgent: () => urgent })
+    let over = (): void => undefined
+    let urgent: Promise<void> | undefined = new Promise((resolve) => (over = resolve))
+    const one = epoch()
+    one.write(tagged(1, SECTOR), 0)
+    one.write(tagged(2, SECTOR), MiB)
+    flusher.add(one, () => undefined)
+    await settle()
+    t.same(image.log, [])
+    t.same(
+      timers.waiting.map(({ ms }) => ms),
+      [10],
+    )
+    timers.fireOne()
+    await settle()
+    t.same(
+      image.log.map(({ at }) => at),
+      [0],
+      'one piece, and then it gives way again',
+    )
+    urgent = undefined
+    over()
+    await runUntil(flusher.idle(), image)
+    t.same(timers.waiting, [])
+    t.equal(image.log.length, 3)
   },
 )
 
