@@ -45,20 +45,20 @@ export async function checkpointSection(effort: Effort): Promise<Section> {
       await withSubject(effort, subject, async (scope, pair) => {
         // Nobody's first epoch counts: code and memory are cold then.
         await pausesOf(scope, pair, WORKING_SET, 1)
-        for (const { dirtyMiB, middle, worst } of amounts) {
-          const pauses = await pausesOf(scope, pair, dirtyMiB * MIB, CHECKPOINTS)
-          middle.add(name, quantile(pauses, 0.5))
-          worst.add(name, quantile(pauses, 1))
-          effort.progress(
-            `  round ${round}: pause, ${dirtyMiB} MiB: ${name} ${middle.last(name)} ms, worst ${worst.last(name)} ms`,
-          )
-        }
         if (name !== QEMU) {
           const pauses = await steadyPauses(scope, pair)
           steady.p50.add(name, quantile(pauses, 0.5))
           steady.p99.add(name, quantile(pauses, 0.99))
           effort.progress(
             `  round ${round}: steady pause: ${name} ${steady.p50.last(name)} ms, p99 ${steady.p99.last(name)} ms of ${pauses.length}`,
+          )
+        }
+        for (const { dirtyMiB, middle, worst } of amounts) {
+          const pauses = await pausesOf(scope, pair, dirtyMiB * MIB, CHECKPOINTS)
+          middle.add(name, quantile(pauses, 0.5))
+          worst.add(name, quantile(pauses, 1))
+          effort.progress(
+            `  round ${round}: pause, ${dirtyMiB} MiB: ${name} ${middle.last(name)} ms, worst ${worst.last(name)} ms`,
           )
         }
         await pausesOf(scope, pair, WORKING_SET, 1)
