@@ -163,7 +163,7 @@ export class World {
         // Whoever supervises the process starts it again.
         this.crash(side, true)
         this.scheduler.after(this.random.delay(50, 200), this.nobody, 'start again', () =>
-          this.restart(side),
+          this.restart(side, side.depth),
         )
       },
     )
@@ -182,8 +182,11 @@ export class World {
     })
   }
 
-  /** A new process on the host of one that is gone, unless there is one already. */
-  restart(side: Side): void {
+  /**
+   * A new process on the host of one that is gone, unless there is one already.
+   * @param depth how many requests its guest makes at a time once it has started
+   */
+  restart(side: Side, depth = 0): void {
     const role = side === this.primary ? 'primary' : 'secondary'
     if (this[role] !== side) return
     this[role] = this.start(
@@ -191,6 +194,7 @@ export class World {
       role,
       side.images.map(({ bytes }) => bytes),
     )
+    this[role].depth = depth
   }
 
   /** The process ends without a word; `told`: its kernel says so to the peer. */
