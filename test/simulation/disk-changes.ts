@@ -5,6 +5,7 @@
 
 import { SECTOR } from '../../core/units.ts'
 import { counts, isServed } from './look.ts'
+import type { Leaving } from './oracle.ts'
 import type { Life } from './scheduler.ts'
 import type { SideDisks } from './side-disks.ts'
 import type { Side, World } from './world.ts'
@@ -46,7 +47,7 @@ export interface DiskChangesOptions {
   /** Told of each command that fails. */
   readonly failed: (what: string, error: unknown) => void
   /** Told of a disk that has left a side: the last checkpoint was this one when that began. */
-  readonly left: (side: Side, slot: number, since: number) => void
+  readonly left: (side: Side, slot: number, began: Leaving) => void
 }
 
 export class DiskChanges {
@@ -168,9 +169,10 @@ export class DiskChanges {
         return
       case 'remove': {
         const { checkpoint } = group.status()
+        const led = group.primary !== undefined
         const counted = counts(side, slot) && isServed(side)
         await slots.remove(slot)
-        if (counted) this.#options.left(side, slot, checkpoint)
+        if (counted) this.#options.left(side, slot, { checkpoint, led })
         registers[slot]!.rebase(images[slot]!.completed)
         return
       }

@@ -31,7 +31,7 @@ export class Toolstack {
     this.disks = new DiskChanges({
       world,
       failed: (what, error) => oracle.commandFailed(what, error),
-      left: (side, slot, since) => oracle.diskLeft(side, slot, since),
+      left: (side, slot, began) => oracle.diskLeft(side, slot, began),
     })
   }
 
