@@ -21,20 +21,26 @@ export const status: Subcommand = {
   options: COMMON,
   run: (given, terminal) =>
     asking(given, terminal, async (server) => {
-      const args = groupOf(given)
-      const reply = (await server.execute('replication-status', args)) as { groups: GroupStatus[] }
-      if (given.has('json')) {
-        terminal.print(JSON.stringify(reply))
-        return
-      }
-      const parts = reply.groups.map(groupText)
-      if (parts.length === 0) parts.push('no replication groups: nothing here is replicated')
-      if (given.positional === undefined) {
-        const exports = (await server.execute('query-block-exports')) as Exported[]
-        parts.push(exportsText(exports.map((each) => ({ ...each, name: each.id }))))
-      }
-      terminal.print(parts.join('\n\n'))
+      terminal.print(await statusText(server, given, (group) => groupText(group)))
     }),
+}
+
+/** The status of a server or of one group: the reply as it is with --json, else in words. */
+export async function statusText(
+  server: QmpClient,
+  given: Given,
+  inWords: (group: GroupStatus) => string,
+): Promise<string> {
+  const args = groupOf(given)
+  const reply = (await server.execute('replication-status', args)) as { groups: GroupStatus[] }
+  if (given.has('json')) return JSON.stringify(reply)
+  const parts = reply.groups.map((group) => inWords(group))
+  if (parts.length === 0) parts.push('no replication groups: nothing here is replicated')
+  if (given.positional === undefined) {
+    const exports = (await server.execute('query-block-exports')) as Exported[]
+    parts.push(exportsText(exports.map((each) => ({ ...each, name: each.id }))))
+  }
+  return parts.join('\n\n')
 }
 
 type Exported = Omit<ExportSummary, 'name'> & { readonly id: string }

@@ -31,6 +31,8 @@ export interface Terminal {
   readonly pid: number
   /** Shows how far long work is, on one line that the next call replaces; undefined where nobody watches. */
   readonly progress?: ((line: string) => void) | undefined
+  /** Shows a text in place of all that is on the screen; undefined where there is none. */
+  readonly screen?: ((text: string) => void) | undefined
 }
 
 export interface Subcommand {

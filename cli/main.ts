@@ -30,15 +30,17 @@ import {
 } from './command-line.ts'
 import { demo } from './demo.ts'
 import { IMAGE_SUBCOMMANDS } from './image/subcommands.ts'
-import { progressLine } from './progress.ts'
+import { progressLine, screenful } from './progress.ts'
 import { serve } from './serve.ts'
 import { soak } from './soak.ts'
+import { top } from './top.ts'
 import { verify } from './verify.ts'
 import { version } from './version.ts'
 
 const SUBCOMMANDS: readonly Subcommand[] = [
   serve,
   status,
+  top,
   checkpoint,
   promote,
   demote,
@@ -73,6 +75,7 @@ export async function main(args: readonly string[] = process.argv.slice(2)): Pro
     env: process.env,
     uid: process.getuid?.() ?? -1,
     pid: process.pid,
+    screen: process.stdout.isTTY ? (text) => process.stdout.write(screenful(text)) : undefined,
     progress: process.stderr.isTTY ? (line) => process.stderr.write(progressLine(line)) : undefined,
   }
   const { code, complaint } = await outcome(args, terminal)

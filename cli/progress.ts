@@ -12,6 +12,11 @@ export function progressLine(text: string): string {
   return `\r\u001b[K${text}`
 }
 
+/** The bytes that put `text` in the place of all that a terminal shows. */
+export function screenful(text: string): string {
+  return `\u001b[H\u001b[J${text}\n`
+}
+
 /** `[=====>    ]  52 %` */
 export function bar(done: number, total: number): string {
   const part = total === 0 ? 1 : Math.min(1, done / total)

@@ -6,7 +6,8 @@ import type { DiskStatus, GroupStatus } from '../replication/group.ts'
 import { columns } from './command-line.ts'
 import { adviceOn } from './status-advice.ts'
 
-export function groupText(status: GroupStatus): string {
+/** @param perSecond checkpoints, where that is known */
+export function groupText(status: GroupStatus, perSecond?: number): string {
   const { group, mode, role, protection, reason, checkpoint, term, durable, peer } = status
   const served = role === 'active' ? 'active (serving alone)' : role
   const kept = durable ? '; survives a crash of the secondary' : '; held in memory by the secondary'
@@ -16,7 +17,7 @@ export function groupText(status: GroupStatus): string {
     ['protection', reason === null ? protection : `${protection}: ${reason}`],
     ...(advice === undefined ? [] : [['', advice] as [string, string]]),
     ['checkpoint', `${number}, term ${term}${role === 'active' ? '' : kept}`],
-    ...timesOf(status),
+    ...timesOf(status, perSecond),
     ['peer', peer ?? 'none connected'],
     ...resyncOf(status),
     ...recoveryOf(status),
@@ -54,14 +55,15 @@ function alarmsOf({ alarms, group }: GroupStatus): [string, string][] {
   ]
 }
 
-function timesOf({ checkpoints }: GroupStatus): [string, string][] {
+function timesOf({ checkpoints }: GroupStatus, perSecond?: number): [string, string][] {
   if (checkpoints === null) return []
   const { ageMs, pauseUs, commitUs } = checkpoints
+  const often = perSecond === undefined ? '' : `; ${perSecond.toFixed(1)} a second`
   const pair = ({ p50, p99 }: typeof pauseUs): string => `${formatTime(p50)} / ${formatTime(p99)}`
   return [
     [
       '',
-      `${formatTime(ageMs * 1000)} ago; pause ${pair(pauseUs)}, of it commit ${pair(commitUs)} (p50 / p99)`,
+      `${formatTime(ageMs * 1000)} ago; pause ${pair(pauseUs)}, of it commit ${pair(commitUs)} (p50 / p99)${often}`,
     ],
   ]
 }

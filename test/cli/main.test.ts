@@ -54,6 +54,7 @@ void t.test('a command line that is not understood says so in one line and gives
     [['status', '--froce'], /unknown option --froce/],
     [['promote', '--froce'], /did you mean --force\?/],
     [['checkpoint', '--timeout-ms', 'soon'], /"soon" is not a whole number/],
+    [['top', '--interval-ms', '0'], /"0" is not a number of milliseconds/],
     [['version', 'now'], /unexpected argument "now"/],
   ]
   for (const [args, message] of cases) {
@@ -67,7 +68,7 @@ void t.test('a command line that is not understood says so in one line and gives
 void t.test('every command has its help, and the overview names every command', async (t) => {
   const overview = await run('--help')
   t.equal(overview.code, 0)
-  for (const name of ['serve', 'status', 'checkpoint', 'promote', 'events', 'demo', 'version']) {
+  for (const name of ['serve', 'status', 'top', 'checkpoint', 'events', 'demo', 'version']) {
     t.match(overview.out, new RegExp(`^  ${name} `, 'm'))
     const { code, out } = await run(name, '--help')
     t.equal(code, 0)
@@ -85,7 +86,7 @@ void t.test('version prints the version', async (t) => {
 
 void t.test('without a server the commands say which socket was tried', async (t) => {
   const path = join(socketFolder(t), 'none.sock')
-  for (const name of ['status', 'checkpoint', 'promote', 'events']) {
+  for (const name of ['status', 'top', 'checkpoint', 'promote', 'events']) {
     const { code, complaint } = await run(name, '--control', path)
     t.equal(code, 1)
     t.match(complaint, /^no colotap server answers: .*none\.sock \(start .*\)$/)

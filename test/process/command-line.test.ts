@@ -35,13 +35,19 @@ class Process {
   }
 
   /** Waits until `text` was printed; fails when the process ends first. */
-  async printed(text: string): Promise<void> {
-    while (!this.out.includes(text)) {
+  printed(text: string): Promise<void> {
+    return this.shown(text, 1)
+  }
+
+  /** Waits until `text` was printed so many times; fails when the process ends first. */
+  async shown(text: string, times: number): Promise<void> {
+    const isShown = (): boolean => this.out.split(text).length > times
+    while (!isShown()) {
       const ended = await Promise.race([
         once(this.child.stdout!, 'data').then(() => false),
         this.ended.then(() => true),
       ])
-      if (ended && !this.out.includes(text)) throw new Error(`it ended: ${this.err}`)
+      if (ended && !isShown()) throw new Error(`it ended: ${this.err}`)
     }
   }
 }
@@ -172,3 +178,21 @@ void t.test('events ends well when interrupted, and fails when the server goes',
   t.strictSame(await deserted.ended, { code: 1, signal: null })
   t.match(deserted.err, /^colotap: [^\n]*control\.sock[^\n]*\n$/)
 })
+
+void t.test(
+  'top shows the status anew until it is interrupted, and fails when the server goes',
+  async (t) => {
+    const { process: server, control } = await serving(t)
+    const often = ['top', '--control', control, '--interval-ms', '20']
+    const [interrupted, deserted] = [new Process(t, often), new Process(t, [...often, '--json'])]
+    const none = 'no replication groups: nothing here is replicated\n'
+    await Promise.all([interrupted.shown(none, 3), deserted.shown('{"groups":[]}\n', 3)])
+    interrupted.child.kill('SIGINT')
+    t.strictSame(await interrupted.ended, { code: 0, signal: null })
+    t.equal(interrupted.err, '')
+    server.child.kill('SIGTERM')
+    t.match(await server.ended, { code: 0 })
+    t.strictSame(await deserted.ended, { code: 1, signal: null })
+    t.match(deserted.err, /^colotap: [^\n]*control\.sock[^\n]*\n$/)
+  },
+)
