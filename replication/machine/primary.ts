@@ -344,6 +344,8 @@ export class PrimaryMachine {
   #take(input: PrimaryInput): void {
     switch (input.type) {
       case 'link-up': {
+        // It may have been made before the switch, and have waited since for a new line to be remembered.
+        if (!this.#replicating) return this.#closeLink(SWITCHED_OFF)
         this.#liveness.start(input.nowMs)
         this.#peer = input.peer
         this.#carried.number()

@@ -214,6 +214,18 @@ const STORIES: readonly (readonly [story: string, steps: readonly Step[]])[] = [
       [{ type: 'set-replicating', on: true }, []],
     ],
   ],
+  [
+    'replication that is switched off greets nobody, also on a connection that was made before, until it is switched on',
+    [
+      [
+        { type: 'set-replicating', on: false },
+        ['PROTECTION unprotected: replication was switched off here: connect switches it on again'],
+      ],
+      [linkUp, ['close: replication was switched off here: connect switches it on again']],
+      [{ type: 'set-replicating', on: true }, []],
+      ...CONNECTED,
+    ],
+  ],
 ]
 
 void t.test('a primary', (t) => {
