@@ -68,6 +68,11 @@ export class Guest {
     this.#options = options
   }
 
+  /** Whether it has made a request. */
+  get hasAsked(): boolean {
+    return this.#count > 0
+  }
+
   /** Keeps up to `depth` requests under way. */
   start(depth: number): void {
     this.#running = true

@@ -6,6 +6,7 @@ import { outstandingOf, reasonsOf } from './accounts.ts'
 import { alive } from './alive.ts'
 import { isProtected, Oracle } from './oracle.ts'
 import { SECTOR } from '../../core/units.ts'
+import { Operator, awaitsDemotion } from './operator.ts'
 import { planOf, type Plan } from './plan.ts'
 import { Toolstack } from './toolstack.ts'
 import { TIMEOUT_MS, World } from './world.ts'
@@ -54,11 +55,13 @@ class Run {
   readonly #world: World
   readonly #oracle: Oracle
   readonly #toolstack: Toolstack
+  readonly #operator: Operator
 
   constructor(world: World, oracle: Oracle) {
     this.#world = world
     this.#oracle = oracle
     this.#toolstack = new Toolstack(world, oracle)
+    this.#operator = new Operator(world, oracle)
   }
 
   async all(): Promise<void> {
@@ -127,10 +130,13 @@ class Run {
     await scheduler.run(2 * TIMEOUT_MS)
     await this.#run(() => this.#toolstack.disks.isRestored)
     // A crash forgets what an operator has chosen.
-    await this.#resolveSplit()
+    await this.#operator.resolveSplit()
     if (random.chance(0.5)) this.#stopGuests()
     const isWell = (): boolean => isProtected(primary) && isProtected(secondary)
-    const protectedAgain = await this.#run(isWell)
+    // Changes of a guest that used the old primary are given up by nobody but an operator.
+    const ended = await this.#run(() => isWell() || awaitsDemotion(secondary))
+    if (awaitsDemotion(secondary)) await this.#operator.demote(secondary)
+    const protectedAgain = ended && (await this.#run(isWell))
     if (!protectedAgain && this.#mayOverflow()) return
     expect(protectedAgain, `21: protected again: ${reasonsOf([primary.group, secondary.group])}`)
     this.#stopGuests()
@@ -207,7 +213,7 @@ class Run {
     if (random.chance(0.3)) await this.#restart()
     this.#toolstack.heal()
     await this.#run(() => this.#toolstack.disks.isRestored)
-    await this.#resolveSplit()
+    await this.#operator.resolveSplit()
     if (random.chance(0.5)) this.#toolstack.start()
     await scheduler.run(random.whole(0, plan.chaosMs))
     await this.#stopFaults()
@@ -233,22 +239,6 @@ class Run {
     await this.#heal()
   }
 
-  /** 18: where both sides went on alone, nothing happens until an operator says whose changes go. */
-  async #resolveSplit(): Promise<void> {
-    const { random, scheduler } = this.#world
-    await this.#run(() => this.#world.primary.started && this.#world.secondary.started)
-    // A dead link may have to be noticed first, and then a few calls may fail.
-    const isSplit = (): boolean =>
-      this.#world.primary.group.primary?.machine.reason?.includes('split brain') === true
-    const isWell = (): boolean =>
-      isProtected(this.#world.primary) && isProtected(this.#world.secondary)
-    await scheduler.run(2_500, () => isSplit() || isWell())
-    const { primary, secondary } = this.#world
-    if (!isSplit()) return
-    if (random.chance(0.5)) await this.#toolstack.resolveSplit(primary, 'remote')
-    else await this.#toolstack.resolveSplit(secondary, 'local')
-  }
-
   /** Both sides live: the one that was promoted must depose the other as soon as they can talk. */
   async #promoteAlive(): Promise<void> {
     const { random, network, primary, scheduler } = this.#world
@@ -268,13 +258,17 @@ class Run {
     const isDeposed = (): boolean => primary.group.primary?.machine.writeObjection !== undefined
     const deposed = await this.#run(() => isDeposed() || hasSteppedDown())
     expect(deposed, `13: the old primary is deposed: ${primary.group.status().reason}`)
-    // Nobody used this process: it follows by itself, when it has remembered that.
+    // Nobody used this process: it follows by itself, when it has remembered that. A disk that fails holds it up for longer than it fails.
+    const { demoting } = primary.group
     if (await scheduler.run(500, hasSteppedDown)) return this.#follow()
     const { acknowledged } = primary.guest
     const refuses = await this.#run(() => hasSteppedDown() || primary.guest.notPermitted > 0)
     expect(refuses, '13: a deposed primary refuses writes')
     if (hasSteppedDown() || (await scheduler.run(100, hasSteppedDown))) return this.#follow()
+    const followed = !demoting || (await this.#run(hasSteppedDown))
+    expect(followed, '21: a deposed primary that nobody has used becomes a secondary')
     expect.equal(primary.guest.acknowledged, acknowledged, '13: a deposed primary acks no write')
+    if (hasSteppedDown()) return this.#follow()
     await this.#serveAlone()
   }
 
@@ -341,8 +335,7 @@ class Run {
     this.#toolstack.healJournal()
     expect(await this.#run(() => this.#world.primary.started), '21: a primary recovers')
     // What lived in memory is gone: an operator says which side counts.
-    if (plan.durability === 'memory')
-      await this.#toolstack.resolveSplit(this.#world.primary, 'remote')
+    if (plan.durability === 'memory') await this.#operator.choose(this.#world.primary, 'remote')
     if (random.chance(0.5)) this.#toolstack.start()
     await scheduler.run(random.whole(0, plan.chaosMs))
     await this.#stopFaults()

@@ -97,20 +97,6 @@ export class Toolstack {
       Object.assign(conduct, { failures: 0, slowestMs: 1 })
   }
 
-  /** An operator says whose changes go. */
-  async resolveSplit(side: Side, discard: 'local' | 'remote'): Promise<void> {
-    let answered = false
-    side.group.resolveSplit(discard).then(
-      () => (answered = true),
-      (error: unknown) => {
-        answered = true
-        this.#oracle.commandFailed('connect', error)
-      },
-    )
-    const { scheduler } = this.#world
-    expect(await scheduler.run(40_000, () => answered), '21: a choice is answered')
-  }
-
   /** @returns whether a checkpoint of the primary was taken */
   async checkpoint(): Promise<boolean> {
     const { scheduler, primary } = this.#world
