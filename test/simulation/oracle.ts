@@ -15,6 +15,7 @@ import type { Plan } from './plan.ts'
 import { contentOf, glimpse, wordsOf } from './sectors.ts'
 import { completedOf, counts, isServed, readable, sightOn, type Contents } from './look.ts'
 import type { Life } from './scheduler.ts'
+import { diskName } from './side-disks.ts'
 import type { Observer, Side, World } from './world.ts'
 
 /** How a side was when a disk began to leave it. */
@@ -110,8 +111,9 @@ export class Oracle implements Observer {
   /** 5: with ack=received and ack=durable a write completes when the secondary has it. */
   writeCompleted(side: Side, slot: number, tag: number): void {
     if (side !== this.#there.primary || !isProtected(side)) return
-    // A disk that is in no checkpoint is not protected yet, whatever the others are.
-    if (!counts(side, slot)) return
+    // A disk that is in no checkpoint of either side is not protected yet, whatever the others are.
+    const lacking = side.group.primary?.machine.lacking ?? {}
+    if (!counts(side, slot) || lacking[diskName(slot)] !== undefined) return
     const objection = this.#acks.completed(tag)
     this.#check(objection === undefined, `5: ${objection}`)
   }
