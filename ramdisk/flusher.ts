@@ -156,33 +156,42 @@ export class Flusher {
       if (epoch.isEmpty) return !this.#closed
       this.#cursor = 0
       this.#spoiled = false
-      try {
-        do if (!(await this.#putStep(epoch))) return false
-        while (this.#pieceAt(epoch, this.#cursor) !== undefined)
-        if (!this.#isSpoiled()) return true
-      } catch (error) {
-        if (error instanceof AssertionFailure) throw error
-        const fault = asFault(error, 'IO', 'flushing an epoch to the image failed')
-        this.#options.onError(fault)
-        this.#options.onFlushFailed?.(fault)
-        if (!(await this.#wait(delay))) return false
-        delay = Math.min(delay * 2, LAST_RETRY)
-      }
+      let isFlushed: boolean
+      do {
+        await this.#writeStep(epoch)
+        if (this.#closed) return false
+        isFlushed = await this.#flush()
+      } while (isFlushed && this.#pieceAt(epoch, this.#cursor) !== undefined)
+      if (isFlushed && !this.#isSpoiled()) return true
+      if (isFlushed) continue
+      if (!(await this.#wait(delay))) return false
+      delay = Math.min(delay * 2, LAST_RETRY)
     }
   }
 
-  /** Writes the next of `epoch`, as much as makes a step, and flushes it. @returns false when closed before @throws Fault of the flush */
-  async #putStep(epoch: Layer): Promise<boolean> {
+  /** Writes as much more of `epoch` as makes a step. */
+  async #writeStep(epoch: Layer): Promise<void> {
     this.#stepLeft = STEP
     const writers: Promise<void>[] = []
     for (let count = this.#options.inFlight ?? 2; count > 0; count -= 1)
       writers.push(this.#writePieces(epoch))
     await Promise.all(writers)
     await this.#giveWay()
-    if (this.#closed) return false
-    await this.#target.flush()
-    this.#progress += 1
-    return true
+  }
+
+  /** @returns false after a fault, which it has reported */
+  async #flush(): Promise<boolean> {
+    try {
+      await this.#target.flush()
+      this.#progress += 1
+      return true
+    } catch (error) {
+      if (error instanceof AssertionFailure) throw error
+      const fault = asFault(error, 'IO', 'flushing an epoch to the image failed')
+      this.#options.onError(fault)
+      this.#options.onFlushFailed?.(fault)
+      return false
+    }
   }
 
   #isSpoiled(): boolean {
