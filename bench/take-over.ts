@@ -10,6 +10,8 @@ import { NbdProbe } from './nbd-probe.ts'
 import { DIRTY_ALL, images, MIB, WORKING_SET } from './replicas.ts'
 import { atMost, COLOTAP, RowBuilder, type Section } from './table.ts'
 
+const LEAST_IDLE_SECONDS = 10
+
 export async function takeOverSection(effort: Effort): Promise<Section> {
   const promotions = [0, WORKING_SET].map((dirty) => ({ dirty, row: new RowBuilder() }))
   const idle = new RowBuilder()
@@ -61,8 +63,9 @@ async function takeOver(scope: ProgramScope, pair: ColotapPair, dirty: number): 
   return performance.now() - started
 }
 
-/** Percent of a core that both sides used over some seconds. */
-async function idleCpu(pair: ColotapPair, seconds: number): Promise<number> {
+/** Percent of a core that both sides used over some seconds: enough of them that the clock of the system can tell a tenth. */
+async function idleCpu(pair: ColotapPair, effort: number): Promise<number> {
+  const seconds = Math.max(effort, LEAST_IDLE_SECONDS)
   const used = async (): Promise<number> =>
     (await cpuSeconds(pair.primary.child.pid)) + (await cpuSeconds(pair.secondary.child.pid))
   const before = await used()
