@@ -1,6 +1,6 @@
 /** How fast a secondary takes over, and what a pair costs while its guest does nothing. */
 
-import { readFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { ProgramScope, tempDirectory } from '../test/support/scope.ts'
 import { startColotapPair, type ColotapPair } from './colotap-pair.ts'
@@ -10,6 +10,7 @@ import { NbdProbe } from './nbd-probe.ts'
 import { DIRTY_ALL, images, MIB, WORKING_SET } from './replicas.ts'
 import { atMost, COLOTAP, RowBuilder, type Section } from './table.ts'
 
+/** So long an idle pair is watched at least: what it does comes now and then. */
 const LEAST_IDLE_SECONDS = 10
 
 export async function takeOverSection(effort: Effort): Promise<Section> {
@@ -63,7 +64,7 @@ async function takeOver(scope: ProgramScope, pair: ColotapPair, dirty: number): 
   return performance.now() - started
 }
 
-/** Percent of a core that both sides used over some seconds: enough of them that the clock of the system can tell a tenth. */
+/** Percent of a core that both sides used over some seconds. */
 async function idleCpu(pair: ColotapPair, effort: number): Promise<number> {
   const seconds = Math.max(effort, LEAST_IDLE_SECONDS)
   const used = async (): Promise<number> =>
@@ -73,10 +74,12 @@ async function idleCpu(pair: ColotapPair, effort: number): Promise<number> {
   return ((await used()) - before) * (100 / seconds)
 }
 
-/** Processor time of a process so far; its resolution is a hundredth of a second (proc(5), /proc/pid/stat). */
+/** Processor time of all threads of a process so far, to the nanosecond (sched-stats.rst of Linux, /proc/PID/task/TID/schedstat). */
 async function cpuSeconds(pid: number): Promise<number> {
-  const stat = await readFile(`/proc/${pid}/stat`, 'utf8')
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-  const [user, system] = [fields[11], fields[12]]
-  return (Number(user) + Number(system)) / 100
+  const threads = await readdir(`/proc/${pid}/task`)
+  const used = threads.map(async (thread) => {
+    const [running] = (await readFile(`/proc/${pid}/task/${thread}/schedstat`, 'utf8')).split(' ')
+    return Number(running)
+  })
+  return (await Promise.all(used)).reduce((sum, each) => sum + each, 0) / 1e9
 }

@@ -5,7 +5,8 @@
  * Invariants:
  *  - An epoch is done when all that it holds was written and flushed after the last write. Only then does the next begin.
  *  - At most about STEP bytes are written and not flushed: what is urgent on the same disk, such as a commit that a
- *    guest waits for, waits behind no more than that. Nothing is written while it is under way, but for LONGEST_WAY at most.
+ *    guest waits for, waits behind no more than that. A step gives way to it twice, for LONGEST_WAY at most: where something
+ *    is urgent all the time, epochs still reach the image at a good rate.
  *  - Each piece is taken from the epoch and written while its range is locked. Whoever else writes to the device
  *    takes the same lock, and has the epoch forget the range before giving the lock back.
  *  - At most `inFlight` requests are under way, and the event loop gets its turn between them.
@@ -52,7 +53,7 @@ const LAST_RETRY = 10_000
 const MOST_ZEROES = 32 * MiB
 /** Bytes of a step, after each of which the device is flushed. */
 const STEP = 2 * MiB
-/** Milliseconds that a piece gives way to what is more urgent: that may hang, and epochs have to reach the image. */
+/** Milliseconds that a step waits for what is more urgent, before its writes and before its flush. */
 const LONGEST_WAY = 10
 /** Bytes written without waiting, after which the event loop gets a turn. */
 const BURST = 256 * KiB
@@ -171,6 +172,7 @@ export class Flusher {
 
   /** Writes as much more of `epoch` as makes a step. */
   async #writeStep(epoch: Layer): Promise<void> {
+    await this.#giveWay()
     this.#stepLeft = STEP
     const writers: Promise<void>[] = []
     for (let count = this.#options.inFlight ?? 2; count > 0; count -= 1)
@@ -201,7 +203,6 @@ export class Flusher {
   /** Writes pieces of `epoch` one after the other until there is none that nobody writes, or the step is made. */
   async #writePieces(epoch: Layer): Promise<void> {
     while (!this.#closed && this.#stepLeft > 0) {
-      await this.#giveWay()
       const piece = this.#nextPiece(epoch)
       if (piece === undefined) return
       let delay = FIRST_RETRY

@@ -185,36 +185,50 @@ void t.test(
   },
 )
 
-void t.test(
-  'nothing is written while something more urgent is under way, but not for ever',
-  async (t) => {
-    const { image, flusher, epoch, timers } = open({ inFlight: 1, urgent: () => urgent })
-    let over = (): void => undefined
-    let urgent: Promise<void> | undefined = new Promise((resolve) => (over = resolve))
-    const one = epoch()
-    one.write(tagged(1, SECTOR), 0)
-    one.write(tagged(2, SECTOR), MiB)
-    flusher.add(one, () => undefined)
-    await settle()
-    t.same(image.log, [])
-    t.same(
-      timers.waiting.map(({ ms }) => ms),
-      [10],
-    )
-    timers.fireOne()
-    await settle()
-    t.same(
-      image.log.map(({ at }) => at),
-      [0],
-      'one piece, and then it gives way again',
-    )
-    urgent = undefined
-    over()
-    await runUntil(flusher.idle(), image)
-    t.same(timers.waiting, [])
-    t.equal(image.log.length, 3)
-  },
-)
+void t.test('a step gives way to what is more urgent, but not for ever', async (t) => {
+  const never = new Promise<void>(() => undefined)
+  const { image, flusher, epoch, timers } = open({
+    size: 8 * MiB,
+    inFlight: 2,
+    urgent: () => never,
+  })
+  const delays: number[] = []
+  const after = timers.after.bind(timers)
+  timers.after = (ms, run) => {
+    delays.push(ms)
+    return after(ms, run)
+  }
+  const one = epoch()
+  for (let at = 0; at < 5 * MiB; at += 32 * KiB) one.write(tagged(1, SECTOR), at)
+  flusher.add(one, () => undefined)
+  await settle()
+  t.same(image.log, [], 'nothing is written meanwhile')
+  await runUntil(flusher.idle(), image, timers)
+  const flushes = image.log.filter(({ kind }) => kind === 'flush').length
+  t.equal(flushes, 2, '160 small writes are two steps')
+  t.same(
+    delays,
+    [10, 10, 10, 10],
+    'before the writes of a step, and before its flush; not before each write',
+  )
+})
+
+void t.test('what is urgent ends the wait for it when it ends', async (t) => {
+  let over = (): void => undefined
+  const urgent = new Promise<void>((resolve) => (over = resolve))
+  let isUrgent = true
+  const { image, flusher, epoch, timers } = open({ urgent: () => (isUrgent ? urgent : undefined) })
+  const one = epoch()
+  one.write(tagged(1, SECTOR), 0)
+  flusher.add(one, () => undefined)
+  await settle()
+  t.equal(timers.waiting.length, 1)
+  isUrgent = false
+  over()
+  await runUntil(flusher.idle(), image)
+  t.same(timers.waiting, [])
+  t.equal(image.log.length, 2)
+})
 
 void t.test('a device that cannot zero gets zeroes written', async (t) => {
   const { image, flusher, epoch, faults } = open()
