@@ -100,9 +100,22 @@ export class GroupDisks {
     return disk
   }
 
-  /** Resolves when the disks that grow now have grown, or failed to; undefined while none does. */
-  get growing(): Promise<unknown> | undefined {
-    return this.#growing.size === 0 ? undefined : Promise.allSettled(this.#growing)
+  /** Resolves when no disk grows. @throws Fault TIMEOUT when one still does after so many milliseconds: its image may hang */
+  async grown(timeoutMs: number): Promise<void> {
+    if (this.#growing.size === 0) return
+    let cancel = (): void => undefined
+    const late = new Promise<never>((_, reject) => {
+      const fault = new Fault('TIMEOUT', 'a disk of the group is growing', {
+        where: `group ${this.#options.settings.group}`,
+        remedy: 'try again when that has ended',
+      })
+      cancel = this.#options.environment.timers.after(timeoutMs, () => reject(fault))
+    })
+    try {
+      while (this.#growing.size > 0) await Promise.race([Promise.allSettled(this.#growing), late])
+    } finally {
+      cancel()
+    }
   }
 
   /** The group begins with the disks that were attached. @throws Fault when a map of changed regions cannot be opened */

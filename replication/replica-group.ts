@@ -232,7 +232,7 @@ export class ReplicaGroup implements ReplicationGroup, LinkTaker {
   }
 
   async switchover(timeoutMs = CHECKPOINT_TIMEOUT_MS): Promise<GroupStatus> {
-    while (this.#disks.growing !== undefined) await this.#disks.growing
+    await this.#disks.grown(timeoutMs)
     await leaveRole({
       ...{ group: this.name, primary: this.#primary, listens: this.#settings.listens, timeoutMs },
       stepDown: (reason, decided) => this.#demotion.begin(reason, decided),

@@ -95,7 +95,7 @@ export const DISK_CHANGES: readonly Mutant[] = [
     of: '19',
     defect: 'what a disk has gained is not handed over',
     file: 'replication/replica-group.ts',
-    from: 'while (this.#disks.growing !== undefined) await this.#disks.growing\n',
+    from: 'await this.#disks.grown(timeoutMs)\n',
     to: '',
     test: EXCHANGE,
     caughtBy: 'an exchange waits for a disk that grows, and for what it has gained',

@@ -107,6 +107,20 @@ void t.test('an exchange waits for a disk that grows, and for what it has gained
   await ended
 })
 
+void t.test('an exchange waits no longer for a disk that grows than it was told to', async (t) => {
+  const { primary, secondary } = await start(t)
+  await secondary.disk('a').resize(2 * SIZE)
+  await primary.until(() => primary.group.primary?.machine.sizeThere(0) === 2 * SIZE)
+  const { begun, release } = holdFlush(primary.images.get('a'))
+  const grown = primary.disk('a').resize(2 * SIZE)
+  await begun
+  await t.rejects(primary.group.switchover(20), { code: 'TIMEOUT', message: /is growing/ })
+  t.equal(primary.group.status().role, 'primary')
+  t.equal(primary.group.status().protection, 'protected')
+  release()
+  await grown
+})
+
 void t.test(
   'a disk does not outgrow the other side where the role was given up and taken back meanwhile',
   async (t) => {
